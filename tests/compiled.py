@@ -1,14 +1,27 @@
 """Parts of a pipeline as one program each, which compiles sooner than operation after operation."""
 
+import json
+
 import jax
+
+_encoders = {}
+
+
+def key_of(pipeline, names=None):
+    """A hashable value that tells apart pipelines whose programs, of the modules `names`, differ;
+    their weights may.
+    """
+    configs = json.dumps([pipeline.configs, pipeline.scheduler], sort_keys=True)
+    modules = {name: pipeline.modules[name] for name in names or pipeline.modules}
+    return type(pipeline), pipeline.text_length, configs, repr(modules)
 
 
 def encode(pipeline, params, prompts):
-    """Conditioning of texts; a pipeline is traced once for each number of them."""
-    program = vars(pipeline).setdefault(
-        '_encode_of_tests', jax.jit(lambda p, ids: pipeline.encode(p, *ids))
-    )
-    return program(params, pipeline.tokenize(prompts))
+    """Conditioning of texts; pipelines of one kind are traced once for each number of them."""
+    names = pipeline.text_encoders
+    encode = jax.jit(lambda p, ids: pipeline.encode(p, *ids))
+    program = _encoders.setdefault(key_of(pipeline, names), encode)
+    return program({name: params[name] for name in names}, pipeline.tokenize(prompts))
 
 
 def decode(pipeline, params, latents, height, width):

@@ -1,25 +1,30 @@
 """Compiled programs that the runs of one test process share: the fixture `shared_programs`.
 
-A run makes its rollout, credit, update and evaluation anew, and traces and compiles them, also if
-the run before had the same configuration. A module whose tests make many runs of few configurations
-takes the fixture:
+A run makes its encoders, rollout, credit, update and evaluation anew, and traces and compiles them,
+also if the run before had the same configuration; so it does with the program that draws its first
+adapters, which are kept as they were drawn. Figures are kept too. A module whose tests make many
+runs of few configurations takes the fixture:
 
     from tests.programs import shared_programs
 
     pytestmark = pytest.mark.usefixtures('shared_programs')
 
-A test that changes what is traced, or brings code of its own, takes `own_programs`: its runs share
-among themselves alone.
+A fixture of a module runs before it and opens `sharing()` itself. A test that changes what is
+traced, or brings code of its own, takes `own_programs`: its runs share among themselves alone.
 
-The programs are pure functions of what they are made from, which is their key here; only how long a
-run is, when it saves and what it reports stay out. Process rewards have no key, and a user's own
-code has one within a test only: other runs with such parts make their own programs.
+The programs are pure functions of what they are made from, which is their key here. Of the
+configuration that is what READ names, and a program is made from a configuration that has nothing
+else: one that reads more ends with an error, instead of being shared wrongly. Process rewards have
+no key, and a user's own code has one within a test only: other runs with such parts make their own
+programs.
 """
 
 import collections
+import contextlib
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -29,9 +34,13 @@ from densegrpo_jax.calibration import loop
 from densegrpo_jax.config.method import own_code
 from densegrpo_jax.evaluation import divergence, evaluate, evaluator
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.sampling import draw
+from densegrpo_jax.sampling import conditioning, draw
 from densegrpo_jax.sampling.schedule import Schedule
-from densegrpo_jax.training import rounds, run
+from densegrpo_jax.search import model as searched
+from densegrpo_jax.search import run as search
+from densegrpo_jax.training import report, rounds, run
+from densegrpo_jax.viewing.folder import CURVE
+from tests.compiled import key_of
 
 MAKERS = (
     (rounds, 'make_rollout'),
@@ -41,18 +50,36 @@ MAKERS = (
     (evaluator, 'make_sampler'),
     (evaluate, 'make_sampler'),
     (draw, 'make_sampler'),
+    (search, 'make_sampler'),
     (divergence, 'make_rollout'),
     (loop, 'make_rollout'),
 )
-# What a program depends on, if not on all groups of the configuration.
-GROUPS = {'make_sampler': ('model', 'lora')}
-# Keys and groups that none depends on.
-ASIDE = ('checkpoint', 'data', 'label', 'reward', 'reward_workers', 'text_cache')
-ASIDE_OF = {'eval': ('every', 'shown', 'batch', 'best'), 'model': ('path',)}
-ACTS = ('on', 'action', 'brake')  # the keys of the guard that an update depends on
+# The keys and whole groups on which a program depends. Those of `lora` are in the pipeline.
+NETWORK = ('model', 'lora', 'full')
+SHARED_STATES = ('rollout.group', 'rollout.shared_noise', 'plan.seeds')
+KERNEL = ('rollout.kernel', 'rollout.log_prob')
+READ = {
+    'start_state': (*NETWORK, 'loss.kind', 'seed'),
+    'make_sampler': NETWORK,
+    'make_rollout': (*NETWORK, *SHARED_STATES, *KERNEL, 'loss.kind', 'loss.cfg'),
+    'make_credit': (
+        *('credit', 'rollout.prompts', 'rollout.group', 'plan.seeds'),
+        *('loss.kind', 'loss.noise_power', 'loss.step_decay'),
+    ),
+    'make_update': (
+        *(*NETWORK, *SHARED_STATES, *KERNEL, 'rollout.prompts', 'loss', 'optim', 'ema', 'seed'),
+        *('credit.outcome_weight', 'credit.process_weight'),
+        *('guard.on', 'guard.action', 'guard.brake'),
+    ),
+}
 KEPT = 12  # programs of each kind
 
-_programs = {name: collections.OrderedDict() for _, name in MAKERS}
+
+def _nothing():
+    return {name: collections.OrderedDict() for name in (*READ, 'encode', 'searched', 'figures')}
+
+
+_programs = _nothing()
 
 
 @pytest.fixture
@@ -64,49 +91,126 @@ def shared_programs(monkeypatch):
 @pytest.fixture
 def own_programs(monkeypatch):
     """Runs of equal configurations in one test share their programs."""
-    _share(monkeypatch, {name: collections.OrderedDict() for _, name in MAKERS}, own=True)
+    _share(monkeypatch, _nothing(), own=True)
+
+
+@contextlib.contextmanager
+def sharing():
+    """What the fixture `shared_programs` does, for fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        _share(patch, _programs, own=False)
+        yield
 
 
 def _share(monkeypatch, programs, own):
     for module, name in MAKERS:
         make = functools.partial(_shared, programs, own, name, getattr(module, name))
         monkeypatch.setattr(module, name, make)
+    start = functools.partial(_started, programs, own, run.start_state)
+    monkeypatch.setattr(run, 'start_state', start)
+    monkeypatch.setattr(conditioning, 'Encoder', _encoders(programs, conditioning.Encoder))
+    of_search = functools.partial(_searched, programs, searched._programs)
+    monkeypatch.setattr(searched, '_programs', of_search)
+    curve = functools.partial(_curve, programs, report.curve)
+    monkeypatch.setattr(report, 'curve', curve)
+    monkeypatch.setattr(loop, 'draw', functools.partial(_psi, programs, loop.draw))
 
 
 def _shared(kept, own, name, make, *args):
     config = next(a for a in args if isinstance(a, ConfigDict))
     if config.guide.source != 'none' or (own_code(config) and not own):
         return make(*args)
-    groups = GROUPS.get(name, list(config))
-    programs, key = kept[name], tuple(_key(a, groups) for a in args)
+    read = read_by(name, config)
+    programs, key = kept[name], tuple(_key(read if a is config else a) for a in args)
+    if name == 'make_update' and config.optim.decay != 'constant':
+        key = *key, config.iterations  # by the optimiser
+    of = lambda: make(*(ConfigDict(read) if a is config else _read(a) for a in args))
+    return _kept(programs, key, of)
+
+
+def _started(kept, own, start_state, config, pipeline, tx, mesh, base):
+    """The first state of a run; of fresh adapters, which depend on no weights, as it was drawn."""
+    if config.full or config.lora.init_from or (own_code(config) and not own):
+        return start_state(config, pipeline, tx, mesh, base)
+
+    def drawn():
+        leaves, tree = jax.tree.flatten(start_state(config, pipeline, tx, mesh, base))
+        return tree, [(jax.device_get(leaf), leaf.sharding) for leaf in leaves]
+
+    key = tuple(map(_key, (read_by('start_state', config), pipeline, mesh)))
+    tree, leaves = _kept(kept['start_state'], key, drawn)
+    return jax.tree.unflatten(tree, [jax.device_put(*leaf) for leaf in leaves])
+
+
+def _encoders(kept, kind):
+    class Encoder(kind):
+        def __init__(self, pipeline, params, batch=32, mesh=None):
+            super().__init__(pipeline, params, batch, mesh)
+            key = key_of(pipeline, pipeline.text_encoders), _key(mesh)
+            self._encode = _kept(kept['encode'], key, lambda: self._encode)
+
+    return Encoder
+
+
+def _searched(kept, make, of, mesh, *options):
+    key = _key(of.value), _key(mesh), *options
+    return _kept(kept['searched'], key, lambda: make(of, mesh, *options))
+
+
+def _curve(kept, curve, workdir, evaluations, name):
+    """Of runs with as many evaluations the first draws its curve, and the others get that one."""
+    path = workdir / CURVE
+    of = lambda: curve(workdir, evaluations, name).read_bytes()
+    path.write_bytes(_kept(kept['figures'], (name, len(evaluations)), of))
+    return path
+
+
+def _psi(kept, draw, document, path):
+    key = len(document['history']), tuple(document['geometry']['calibrated'])
+    path.write_bytes(_kept(kept['figures'], key, lambda: draw(document, path).read_bytes()))
+    return path
+
+
+def _kept(programs, key, make):
     if key not in programs:
-        programs[key] = make(*args)
+        programs[key] = make()
         if len(programs) > KEPT:
             programs.popitem(last=False)
     programs.move_to_end(key)
     return programs[key]
 
 
-def _key(value, groups):
+def read_by(name, config):
+    """What of a configuration the programs of a maker depend on, as nested dicts."""
+    whole, found = config.to_dict(), {}
+    for key in READ[name]:
+        group, _, inner = key.partition('.')
+        if inner:
+            found.setdefault(group, {})[inner] = whole[group][inner]
+        else:
+            found[group] = whole[group]
+    if 'model' in found:
+        found['model'] = {k: v for k, v in found['model'].items() if k != 'path'}
+    return found
+
+
+def _read(value):
+    """Of a schedule what programs depend on."""
+    return value._replace(moving=None) if isinstance(value, Schedule) else value
+
+
+def _key(value):
     """A hashable value that tells apart what leads to different programs."""
-    if isinstance(value, ConfigDict):
-        held = {k: v for k, v in value.to_dict().items() if k in groups and k not in ASIDE}
-        for group in held.keys() & ASIDE_OF.keys():
-            held[group] = {k: v for k, v in held[group].items() if k not in ASIDE_OF[group]}
-        if 'guard' in held:
-            held['guard'] = {k: held['guard'][k] for k in ACTS}
-        return json.dumps(held, sort_keys=True, default=repr)
     if isinstance(value, Pipeline):
-        configs = json.dumps([value.configs, value.scheduler], sort_keys=True)
-        return type(value), value.text_length, configs, repr(value.modules)
+        return key_of(value)
     if isinstance(value, Mesh):
         return value.axis_names, value.devices.shape, tuple(d.id for d in value.devices.flat)
     if isinstance(value, Schedule):
         # The noise levels are an argument of the programs.
         arrays = (np.asarray(a).tolist() for a in (value.sigmas, *value.masks))
-        return json.dumps([*arrays]), value.plan, repr(value.moving), value.guided
+        return json.dumps([*arrays]), value.plan, value.guided
     if isinstance(value, dict):
-        return json.dumps(value, sort_keys=True)
+        return json.dumps(value, sort_keys=True, default=repr)
     if callable(getattr(value, 'update', None)):  # the optimiser, which the configuration decides
         return None
     assert isinstance(value, int | None), f'{value!r} has no key: extend tests/programs.py'

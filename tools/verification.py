@@ -33,7 +33,7 @@ class Verified(NamedTuple):
 _PLANS = '[plans](scaling.md#plans)'
 _SHAPES = '[shapes](results/shapes/README.md)'
 _OPENED = 'opened and validated in tests/docs/test_recipes_page.py'
-_SMALL = 'an iteration on small random weights in tests/training/test_klein_recipes.py'
+_SMALL = 'an iteration on small random weights in tests/training/test_klein_recipes.py (slow)'
 _MACHINE = '[your machine](own_machine.md#flux2-klein-and-z-image)'
 _CLAIMS = '[claims of the paper](results/reproduction/README.md)'
 RECIPES = {
@@ -47,7 +47,7 @@ RECIPES = {
     ),
     'flux2_klein_geneval': Verified(VALIDATED, f'{_OPENED}; its plan is that of flux2_klein_ocr'),
     'flux2_klein_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL}'),
-    'flux2_klein_pickscore': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL} (slow)'),
+    'flux2_klein_pickscore': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL}'),
     'flux_geneval': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'flux_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
     'flux_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
@@ -70,11 +70,11 @@ RECIPES = {
     'tiny_shapes_pretrain': Verified(
         RESULT, 'made the second miniature that is shipped, densegrpo_jax/assets'
     ),
-    'zimage_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL} (slow)'),
+    'zimage_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL}'),
     'zimage_pickscore': Verified(
         COMPILED,
         f'{_MACHINE}, TPUs and GPUs; two iterations on small random weights in '
-        'tests/viewing/test_other_family.py',
+        'tests/viewing/test_other_family.py (slow)',
     ),
 }
 

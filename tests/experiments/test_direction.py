@@ -16,7 +16,7 @@ from experiments.reproduction.probe_drawing import draw_direction
 from tests import miniature
 
 
-def draws(mean, noise, count=300, seed=0):
+def draws(mean, noise, count=200, seed=0):
     return mean + noise * np.random.default_rng(seed).normal(size=(count, len(mean)))
 
 

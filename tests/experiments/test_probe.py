@@ -2,6 +2,7 @@
 stop, the same trajectories for all.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -60,9 +61,9 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(config, tmp_path_factory):
-    """name -> rows of an uninterrupted measurement."""
+    """(name -> rows of an uninterrupted measurement, which is made once; its folder)."""
     workdir = tmp_path_factory.mktemp('whole')
-    return {name: measure(name, config, workdir) for name in DRAW}, workdir
+    return functools.cache(lambda name: measure(name, config, workdir)), workdir
 
 
 def measure(name, config, workdir, stop=None, **options):
@@ -79,14 +80,37 @@ def equal(rows, expected):
             np.testing.assert_equal(row[key], other[key], err_msg=key)
 
 
-def test_tables_and_figures(whole, tmp_path):
+def drawn(name, rows, folder):
+    """The figure is made."""
+    DRAW[name](rows, folder / f'{name}.png')
+    return (folder / f'{name}.png').stat().st_size > 10_000
+
+
+def test_the_rewards_of_states(whole, tmp_path):
     tables, _ = whole
-    latent, bias, cost = (tables[name] for name in DRAW)
+    latent = tables('latent_rewards')
     assert [row['state'] for row in latent] == [0, 1, 2, 3] and latent[0]['samples'] == 12
     # The last transition is deterministic: the completion of state 2 is the sample.
     assert [row['difference'] == 0 for row in latent] == [False, False, True, True]
     assert latent[2]['rank_correlation'] == pytest.approx(1)
+    assert drawn('latent_rewards', latent, tmp_path)
+
+
+# How a trajectory continues from a state is tested in tests/core/test_rollout.py, what is made of
+# the rewards in test_probe_statistics.py.
+@pytest.mark.slow
+def test_the_bias_of_completions(whole, tmp_path):
+    tables, _ = whole
+    bias = tables('bias')
     assert [row['state'] for row in bias] == [0, 1, 'all'] and bias[0]['continuation_std'] > 0
+    assert drawn('bias', bias, tmp_path)
+
+
+# What completions cost is tested in tests/core/test_rollout.py.
+@pytest.mark.slow
+def test_the_cost_of_completions(whole, tmp_path):
+    tables, _ = whole
+    cost = tables('cost')
     # 3 of the trajectory; to complete states 0 and 1, whose first velocities are known, all steps
     # take 2 + 1 more, two steps 1 + 1.
     assert {row['method']: row['calls'] for row in cost} == {
@@ -99,18 +123,17 @@ def test_tables_and_figures(whole, tmp_path):
         cost[0][f'{name}_correlation'] for name in ('reward', 'gain', 'group_gain')
     ] == pytest.approx([1, 1, 1])
     assert all(row['group_gain_correlation'] < 1 for row in cost[1:] if row['method'] == 'n = 1')
-    for name, draw in DRAW.items():
-        draw(tables[name], tmp_path / f'{name}.png')
-        assert (tmp_path / f'{name}.png').stat().st_size > 10_000
+    assert drawn('cost', cost, tmp_path)
 
 
 @pytest.mark.slow
 def test_what_has_been_measured_is_not_sampled_again(whole, config):
     tables, workdir = whole
     written = lambda: {p: p.stat().st_mtime_ns for p in (workdir / 'probe').rglob('*.npz')}
+    rows = {name: tables(name) for name in DRAW}
     before = written()
     for name in DRAW:
-        equal(measure(name, config, workdir), tables[name])
+        equal(measure(name, config, workdir), rows[name])
     assert before and written() == before
 
 
@@ -135,13 +158,14 @@ def test_a_stopped_measurement_continues(whole, config, tmp_path, monkeypatch, n
             measure(name, config, tmp_path, stop)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'probe').glob('*/batch_*.npz')}
     assert len(kept) == 1
-    equal(measure(name, config, tmp_path), tables[name])
+    equal(measure(name, config, tmp_path), tables(name))
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
 @pytest.mark.slow
 def test_other_settings_and_other_policies_do_not_meet(whole, config):
-    _, workdir = whole
+    tables, workdir = whole
+    tables('latent_rewards')
     folders = lambda: {path.name for path in (workdir / 'probe').iterdir()}
     before = folders()
     measure(
@@ -171,7 +195,7 @@ def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
         'latent_rewards', config, workdir, policy=Policy('step 7', pathlib.Path('elsewhere'), 7)
     )
     assert asked == [(pathlib.Path('elsewhere'), '7')]
-    assert all(row['reward'] != base['reward'] for row, base in zip(rows, tables['latent_rewards']))
+    assert all(row['reward'] != base['reward'] for row, base in zip(rows, tables('latent_rewards')))
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def config(folder, monkeypatch):
             'eval.groups': 0,
             'checkpoint.keep': 10,
             'optim.learning_rate': 0.03,
+            'optim.decay': 'linear',
             'ema.every': 1,
             'ema.decay': 0.0,
             'reward_workers': 1,

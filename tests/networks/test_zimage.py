@@ -114,6 +114,8 @@ def test_padding_of_a_text_has_no_influence():
     assert relative_error(after, np.asarray(before)) < 1e-6
 
 
+# test_flux.py does so for FLUX; this network, scanned or not, is compared with torch above.
+@pytest.mark.slow
 def test_gradients_of_adapters_are_the_same_scanned_and_rematerialised():
     args, wanted = inputs(BASE, (4, 4), 8, (3, 8)), lora.LoraConfig(2, 4.0, TARGETS)
     net, shapes = build(BASE, lora=wanted)

@@ -3,6 +3,7 @@ layout; and what is read back is equal.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,12 +30,11 @@ def opened(kind, folder, scan=False, targets=None):
     """(pipeline, params, adapters that change the picture, LoRA config)."""
     config = LoraConfig(3, 6.0, targets or TARGETS[kind])
     pipeline, params = load_pipeline(folder, text_length=LENGTH, lora=config, scan=scan)
-    adapters = init_adapters(
-        config, pipeline.adapter_names(), params['transformer'], jax.random.key(0)
+    fresh = lambda base: init_adapters(config, pipeline.adapter_names(), base, jax.random.key(0))
+    draw = lambda path, leaf: jnp.asarray(
+        0.5 * np.random.default_rng(len(str(path))).standard_normal(leaf.shape), leaf.dtype
     )
-    draw = lambda path, leaf: (
-        leaf + np.float32(0.5 * np.random.default_rng(len(str(path))).standard_normal(leaf.shape))
-    )
+    adapters = jax.eval_shape(fresh, params['transformer'])
     return pipeline, params, jax.tree_util.tree_map_with_path(draw, adapters), config
 
 

@@ -19,7 +19,8 @@ def planned(mesh, **changes):
     """Phases and schedule; tests share them."""
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict(
-        {'model.height': 16, 'model.width': 32, 'optim.microbatch': 48, **changes}
+        {'model.height': 16, 'model.width': 32, 'model.scan': True, 'optim.microbatch': 48}
+        | changes
     )
     config.reward = {'pixels': {}}
     _, pipeline = open_base(config, mesh)

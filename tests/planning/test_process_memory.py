@@ -48,7 +48,8 @@ def configured(source, **options):
     return config
 
 
-@pytest.mark.parametrize('source', ['value', 'spsa'])
+# The weights of both are placed alike; the announcement below counts those of both.
+@pytest.mark.parametrize('source', ['value', pytest.param('spsa', marks=pytest.mark.slow)])
 def test_every_phase_of_a_plan_has_them_on_every_device(source, monkeypatch):
     """Nothing is compiled: programs that need no memory of their own stand in."""
     alone = lambda phase, topology, resident, *_: planning.Row(resident / 2**30, 1, 0, 1, 0, 0)

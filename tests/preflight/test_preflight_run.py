@@ -19,8 +19,11 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import Checked, open_base
 from tests import miniature
+from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.rewards.loopback import serving
 from tests.training.small_run import Brightness, make_config, one_device
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 SIZE = dict(prompts=4, group=4)
 
@@ -48,7 +51,8 @@ def two_steps(folder, tmp_path_factory):
     """The preflight of two steps on one device."""
     config = of_brightness(folder)
     config.rollout.steps = 2
-    return preflight(config, tmp_path_factory.mktemp('two') / 'steps')
+    with sharing():
+        return preflight(config, tmp_path_factory.mktemp('two') / 'steps')
 
 
 def of_brightness(folder):
@@ -154,6 +158,8 @@ def test_a_remote_reward_measures_as_the_same_reward_here(config, two_steps, tmp
         assert repr(there[name]) == repr(two_steps[name])
 
 
+# tests/training/test_meshes.py compares rollouts, credit and updates over devices.
+@pytest.mark.slow
 def test_two_devices_measure_as_one_does(config, two_steps, tmp_path):
     mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
     config.rollout.steps = 2

@@ -157,8 +157,10 @@ def test_differences_of_rewards_stand_for_the_gradient(opened, plain):
     x0 = x - sigmas[1] * jax.jit(velocity)(x, s)
     keys = sample_keys(stream_key(0, 1, 0), jnp.arange(2), GROUP)
     colour, total = np.float32([0.9, 0.2, 0.2]), 0
-    reward = lambda z: (
-        -2.0 * ((pipeline.decode_float(params, z, *SIZE)[0].mean((1, 2)) - colour) ** 2).sum(-1)
+    reward = jax.jit(
+        lambda z: (
+            -2.0 * ((pipeline.decode_float(params, z, *SIZE)[0].mean((1, 2)) - colour) ** 2).sum(-1)
+        )
     )
     for i in range(2):
         u = normal_rows(keys, 2 * len(sigmas) + 2 + i, x.shape[1:])
@@ -209,7 +211,10 @@ def test_sizes_of_drifts():
     np.testing.assert_allclose(kept, 2 * variance * small, rtol=1e-5)
 
 
-@pytest.mark.parametrize('source', ['probe', pytest.param('value', marks=pytest.mark.slow)])
+# Rollouts are compared over eight devices in tests/training/test_meshes.py, updates with a process
+# reward in test_euphonium.py.
+@pytest.mark.slow
+@pytest.mark.parametrize('source', ['probe', 'value'])
 def test_eight_devices_sample_as_one_does(opened, source):
     changes = {'guide.source': source, 'credit.process': 'gain', 'guide.share': 0.5}
     changes |= {'guide.file': 'x' * (source == 'probe')}

@@ -21,6 +21,9 @@ def opened(tmp_path_factory):
     return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), text_length=16)
 
 
+_rollouts = {}  # configuration -> program, which some tests have in common
+
+
 def drawn(opened, prompts, places, **changes):
     pipeline, params = opened
     config = tiny_ocr.get_config()
@@ -28,10 +31,11 @@ def drawn(opened, prompts, places, **changes):
         {'model.height': 16, 'model.width': 32, 'rollout.steps': 2, 'rollout.group': 3, **changes}
     )
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    schedule = make_schedule(pipeline, config)
-    rollout = make_rollout(pipeline, config, schedule, mesh)
+    schedule, key = make_schedule(pipeline, config), repr(config.to_dict())
+    if key not in _rollouts:
+        _rollouts[key] = make_rollout(pipeline, config, schedule, mesh)
     conditioning = compiled.encode(pipeline, params, prompts)
-    return rollout(
+    return _rollouts[key](
         params,
         None,
         conditioning,

@@ -26,7 +26,10 @@ from densegrpo_jax.search.model import Model, temperature_of
 from densegrpo_jax.search.record import FILE
 from tests import miniature
 from tests.clip_folder import random_clip
+from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import make_config
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 PROMPTS = [Prompt('a red sign'), Prompt('a green sign'), Prompt('a blue sign')]
 
@@ -152,6 +155,8 @@ def test_one_prompt_without_scores_does_not_stop_the_others(session, tmp_path, m
         assert none is None and row['final']['total'] == pytest.approx((first + last) / 2)
 
 
+# The gradient is compared below, the guided laws are in test_laws.py.
+@pytest.mark.slow
 def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):
     found = {}
     for gradient in (False, True):
@@ -195,7 +200,11 @@ def test_the_gradient_of_a_clip_reward_is_its_slope(session, tmp_path, monkeypat
             np.testing.assert_allclose((up - down) / (2 * h), slope, atol=0.03 * size)
 
 
-@pytest.mark.parametrize('method', ['best_of_n', 'svdd', 'refine', 'psi'])
+# The best of n is run above, a refinement below.
+slow = lambda method: pytest.param(method, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('method', [slow('best_of_n'), 'svdd', slow('refine'), 'psi'])
 def test_every_method_runs_on_a_pipeline(session, tmp_path, method):
     options = dict(method=method, nfe=24, particles=0, candidates=2, beta=0.01)
     found = run.search(changed(session, **options), None, PROMPTS[:2], tmp_path)

@@ -1,5 +1,6 @@
 """One iteration of a network of sixteen numbers, for tests that write its formulas out again."""
 
+import functools
 import math
 
 import jax
@@ -69,6 +70,44 @@ def configured(**changes):
     return c
 
 
+def sampled(kernel, keep_means, nan, velocity_fn, guidance=None):
+    """A rollout of the plan of `planned()`. nan, guidance: as in `one_iteration`."""
+    noise = (
+        NOISE
+        if nan is None
+        else np.where(np.arange(SAMPLES)[:, None, None] == nan, np.float32(np.nan), NOISE)
+    )
+    repeated = repeat_rows({'pooled': jnp.asarray(PROMPT)}, GROUP)
+    sampler = velocity_fn(Network(), {'w': BASE}, {'a': START}, repeated, 1, 1, 1)
+    return jax.jit(
+        lambda: run_plan(
+            sampler,
+            FIRST,
+            SIGMAS,
+            levels_of(kernel),
+            planned(),
+            lambda k: jnp.asarray(noise)[k],
+            kernel=kernel,
+            keep_means=keep_means,
+            guidance=guidance,
+        )
+    )()
+
+
+_sampled = functools.cache(sampled)  # most iterations begin with one of few rollouts
+
+
+def levels_of(kernel):
+    if kernel == 'sde':
+        return flow_grpo_noise_levels(SIGMAS, 0.7)
+    return np.full(STEPS, 0.6, np.float32)
+
+
+def planned():
+    masks = step_masks(SIGMAS)
+    return trajectory_plan(masks, state_points(needed_states('dense', masks)))
+
+
 def one_iteration(
     invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), guidance=None, further=(), **changes
 ):
@@ -77,38 +116,14 @@ def one_iteration(
     `guidance`: of the rollout. `further`: arguments of the update.
     """
     c = configured(**changes)
-    masks = step_masks(SIGMAS)
-    levels = (
-        flow_grpo_noise_levels(SIGMAS, 0.7)
-        if c.rollout.kernel == 'sde'
-        else np.full(STEPS, 0.6, np.float32)
-    )
-    plan = trajectory_plan(masks, state_points(needed_states('dense', masks)))
     guided = () if guidance is None else guidance.steps
-    schedule = Schedule(SIGMAS, levels, masks, plan, guided=guided)
+    levels, masks = levels_of(c.rollout.kernel), step_masks(SIGMAS)
+    schedule = Schedule(SIGMAS, levels, masks, planned(), guided=guided)
     axes = dict(zip(('data', 'fsdp', 'tensor'), sizes))
     mesh = make_mesh(axes, jax.devices()[: math.prod(sizes)])
     conditioning = {'pooled': jnp.asarray(PROMPT)}
-    noise = (
-        NOISE
-        if nan is None
-        else np.where(np.arange(SAMPLES)[:, None, None] == nan, np.float32(np.nan), NOISE)
-    )
-    repeated = repeat_rows(conditioning, GROUP)
-    sampler = Network().velocity_fn({'w': BASE}, {'a': START}, repeated, 1, 1, 1)
-    rollout = jax.jit(
-        lambda: run_plan(
-            sampler,
-            FIRST,
-            SIGMAS,
-            levels,
-            plan,
-            lambda k: jnp.asarray(noise)[k],
-            kernel=c.rollout.kernel,
-            keep_means=loss_of(c).mean_old,
-            guidance=guidance,
-        )
-    )()
+    sampling = c.rollout.kernel, loss_of(c).mean_old, nan, Network.velocity_fn
+    rollout = _sampled(*sampling) if guidance is None else sampled(*sampling, guidance)
     rewards = np.asarray(jnp.sin(3 * rollout.completions).mean((2, 3)))
     valid = np.isfinite(rewards)
     if invalid is not None:

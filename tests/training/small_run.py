@@ -29,6 +29,7 @@ OVERRIDES = {
     'rollout.prompts_per_batch': 2,
     'rollout.steps': 3,
     'optim.microbatch': 16,
+    'optim.decay': 'constant',  # runs of other lengths share their update
     'lora.rank': 2,
     'lora.alpha': 4.0,
     'eval.every': 2,

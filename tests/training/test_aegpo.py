@@ -117,7 +117,11 @@ def test_what_is_probed_and_what_divides_over_the_devices(folder):
     assert probed(everything, make_schedule(pipeline, everything)) == (False, False)
 
 
-@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)])
+# test_meshes.py compares the network over eight devices.
+eight = pytest.param((2, 2, 2), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1), eight])
 def test_the_probe_follows_the_policys_ode(folder, sizes):
     """Against a loop over single evaluations; the base model at the policy's states."""
     pipeline, params = load_pipeline(folder, text_length=16)

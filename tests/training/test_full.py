@@ -20,8 +20,8 @@ from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import check, load_weights, open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.programs import shared_programs  # noqa: F401
-from tests.training.small_run import FEW
+from tests.programs import shared_programs, sharing  # noqa: F401
+from tests.training.small_run import FEW, one_device
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
@@ -53,12 +53,8 @@ def trained(tmp_path_factory):
     config.model.path = str(miniature.random_flux(root / 'flux'))
     config.update_from_flattened_dict(SMALL)
     config.reward = {'jpeg': {'weight': 1.0}}
-    run(
-        config,
-        root / 'run',
-        make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
-        StopRequest(),
-    )
+    with sharing():
+        run(config, root / 'run', one_device(), StopRequest())
     return config, root / 'run'
 
 

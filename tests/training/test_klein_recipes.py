@@ -1,5 +1,8 @@
 """The FLUX.2 [klein] and Z-Image recipes on small random folders: distilled models with their own
 steps, and base models with classifier-free guidance.
+
+That a recipe of another family than FLUX trains is shown by tests/training/test_sd35_ocr.py, and
+what these families' networks and pipelines compute by tests/networks and tests/pipelines.
 """
 
 import json
@@ -38,10 +41,8 @@ CASES = {
 }
 
 
-slow = lambda case: pytest.param(case, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize('case', ['distilled', slow('base'), slow('zimage_turbo'), slow('zimage')])
+@pytest.mark.slow
+@pytest.mark.parametrize('case', CASES)
 def test_runs_on_a_small_folder(case, tmp_path):
     recipe, changes, evaluations = CASES[case]
     folder = tmp_path / 'model'

@@ -240,9 +240,17 @@ def test_nft(draws, beta):
 
 
 CASES = {'guard': GUARD, 'list': LIST, 'pair': PAIR, 'nft': NFT | {'loss.draws': 4}}
+# Groups stay whole for pairs as for lists; the guard's rows are those of test_meshes.py.
+SLOW = ('guard', 'pair')
 
 
-@pytest.mark.parametrize('changes', CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    'changes',
+    [
+        pytest.param(changes, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name, changes in CASES.items()
+    ],
+)
 def test_eight_devices_move_as_one_does(changes):
     changes = changes | {'optim.microbatch': 24, 'optim.updates': 2}
     *_, alone, before = one_iteration(7, **changes)

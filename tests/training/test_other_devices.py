@@ -11,7 +11,7 @@ from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
-from tests.programs import shared_programs  # noqa: F401
+from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.training.small_run import (
     SMOOTH,
     Brightness,
@@ -42,10 +42,14 @@ def stayed(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('stayed')
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REWARDS, 'brightness', Brightness)
-        return workdir, train(folder, workdir, 1, 2)
+        with sharing():
+            return workdir, train(folder, workdir, 1, 2)
 
 
-@pytest.mark.parametrize('devices', [2, pytest.param(1, marks=pytest.mark.slow)])
+# test_checkpoints.py restores onto another mesh, test_meshes.py compares what runs there, and
+# test_processes.py has a whole run over several devices.
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [2, 1])
 def test_a_run_continues_on_other_devices(folder, stayed, tmp_path, monkeypatch, devices):
     """From one device to two, or from two to one, after the first update."""
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)

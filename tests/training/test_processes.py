@@ -1,5 +1,5 @@
-"""Two real processes with four fake devices each, on loopback: the same run as one process with
-eight, stopped and killed.
+"""Two real processes with two fake devices each, on loopback: the same run as one process with
+four, stopped and killed.
 """
 
 import contextlib
@@ -68,9 +68,8 @@ Store.arrays, Checkpoints.save, Progress.check = arrays, save, check
 
 def get_config():
     REWARDS['brightness'] = Brightness
-    mesh = {{'mesh.data': 4, 'mesh.tensor': 2}}
     batches = {{'rollout.prompts_per_batch': 1, 'optim.microbatch': 8, 'eval.report': True}}
-    config = make_config({folder!r}, **mesh, **batches, **SMOOTH)
+    config = make_config({folder!r}, **{{'mesh.data': 4}}, **batches, **SMOOTH)
     config.reward = {{'brightness': {{'weight': 1.0}}}}
     return config
 """
@@ -102,6 +101,11 @@ def load(config_file, **overrides):
     return config
 
 
+def mesh_of(config):
+    """The mesh of both processes together, in this one."""
+    return make_mesh(config.mesh, jax.devices()[:4])
+
+
 @contextlib.contextmanager
 def processes(
     config_file, workdir, *options, command='main', heartbeat=60, spoiled='', stopped='', failed=''
@@ -128,7 +132,7 @@ def processes(
         f'densegrpo_jax.{command}',
         f'--config={config_file}',
         f'{folder}={workdir}',
-        '--cpu_devices=4',
+        '--cpu_devices=2',
         f'--coordinator=127.0.0.1:{port}',
         '--num_processes=2',
         f'--heartbeat={heartbeat}',
@@ -192,7 +196,7 @@ def alone(config_file, tmp_path_factory):
     """Work directory of the same run in this process."""
     config = load(config_file)
     workdir = tmp_path_factory.mktemp('alone')
-    run(config, workdir, make_mesh(config.mesh, jax.devices()[:8]), StopRequest())
+    run(config, workdir, mesh_of(config), StopRequest())
     return workdir
 
 
@@ -246,7 +250,7 @@ def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
     config = load(config_file)
     [policy] = choose(['latest'], alone, base=False)
     evaluated = evaluate(
-        config, [policy], tmp_path / 'one', group=2, kl_prompts=3, mesh=make_mesh(config.mesh)
+        config, [policy], tmp_path / 'one', group=2, kl_prompts=3, mesh=mesh_of(config)
     )
     expected, table = (
         evaluated['eval'][policy.label].scores,
@@ -269,7 +273,7 @@ def test_two_processes_guard_as_one(config_file, tmp_path):
     with processes(config_file, workdir, *options) as started:
         assert ended(started, workdir) == [0, 0]
     config = load(config_file, **guard)
-    run(config, tmp_path / 'one', make_mesh(config.mesh, jax.devices()[:8]), StopRequest())
+    run(config, tmp_path / 'one', mesh_of(config), StopRequest())
     same_run(workdir, tmp_path / 'one')
     assert {'guard/diversity', 'guard/kl'} < {*rows(workdir)[-1]}
     assert (workdir / 'guard' / 'scores.jsonl').is_file()
@@ -283,7 +287,7 @@ def test_two_processes_preflight_as_one(config_file, tmp_path):
         assert ended(started, workdir) == [0, 0]
     found = json.loads((workdir / 'preflight.json').read_text())
     config = load(config_file)
-    mesh = make_mesh(config.mesh, jax.devices()[:8])
+    mesh = mesh_of(config)
     preflight(config, tmp_path / 'one', mesh, StopRequest(), **size)
     expected = json.loads((tmp_path / 'one' / 'preflight.json').read_text())
     for name in ('decided', 'signal', 'reward', 'rank_correlation', 'gains'):
@@ -313,7 +317,7 @@ def test_two_processes_search_as_one(config_file, alone, tmp_path):
     with processes(config_file, out, *options, command='search') as started:
         assert ended(started, out) == [0, 0]
     config = load(config_file, **{f'search.{key}': value for key, value in changes.items()})
-    mesh = make_mesh(config.mesh, jax.devices()[:8])
+    mesh = mesh_of(config)
     checked = check(config, mesh, needs=('schedule', 'test'))
     prompts = list(checked.test)[:6]
     session = load_session(checked, [p.text for p in prompts])
@@ -333,7 +337,7 @@ def test_one_process_goes_on_where_two_stopped(config_file, alone, tmp_path):
     with processes(config_file, workdir, '--config.iterations=2') as started:
         assert ended(started, workdir) == [0, 0]
     config = load(config_file)
-    run(config, workdir, make_mesh(config.mesh, jax.devices()[:8]), StopRequest())
+    run(config, workdir, mesh_of(config), StopRequest())
     assert [row['step'] for row in rows(workdir)] == [0, 1, 2, 3]
     same_run(workdir, alone)
 

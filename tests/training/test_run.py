@@ -17,6 +17,7 @@ from densegrpo_jax import main
 from densegrpo_jax.data.prompts import tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime import files
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
@@ -44,6 +45,7 @@ from tests.training.small_run import (
     one_device,
     rows,
 )
+from tests.viewing.pages import check_pictures, runs_of
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
@@ -91,9 +93,15 @@ def test_runs_and_reports(folder, tmp_path):
     # the step-wise means over the whole batch are within what its groups have
     first = [sample['advantages'][0] for sample in group['samples']]
     assert abs(sum(first)) < 1e-3 and max(map(abs, first)) > 0
-    assert (tmp_path / 'report' / 'index.html').is_file()
+    page = tmp_path / 'report'
+    assert (page / 'index.html').is_file()
+    (data,) = runs_of(page)
+    assert len(data['groups']) == 3
+    for group in data['groups']:
+        check_pictures(page / data['files'], group, JpegReward())
 
 
+@pytest.mark.slow  # test_meshes.py has its parts, and test_processes.py a run over four devices
 def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
     """One iteration on 8 devices, data and parameters split, equals one device within f32
     rounding; tests/training/test_meshes.py has the other ways to split them.
@@ -144,7 +152,8 @@ def test_resume_after_signals_is_exact(folder, tmp_path, signals):
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken [0-9] *?'
     how = dict(flags=QUICK, cache=tmp_path / 'compiled')
-    start = lambda workdir, **more: command(folder, workdir, '--config.iterations=4', **how, **more)
+    flags = '--config.iterations=4', '--config.optim.decay=linear'
+    start = lambda workdir, **more: command(folder, workdir, *flags, **how, **more)
 
     def ends(number, step):
         config = tmp_path / f'at_{step}.py'

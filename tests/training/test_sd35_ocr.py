@@ -35,7 +35,7 @@ SMALL = {
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    return miniature.random_sd3(tmp_path_factory.mktemp('sd3'), scale=1.0)
+    return miniature.random_sd3(tmp_path_factory.mktemp('sd3'), layers=2, scale=1.0)
 
 
 @pytest.mark.parametrize(

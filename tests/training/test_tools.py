@@ -31,46 +31,21 @@ from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.hub import hub
-from tests.programs import shared_programs  # noqa: F401
+from tests.programs import shared_programs, sharing  # noqa: F401
+from tests.training.small_run import make_config, one_device
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(folder, tmp_path_factory):
     """(config, work directory) of a one-update run."""
-    config = tiny_ocr.get_config()
-    config.model.path = str(miniature.random_flux(tmp_path_factory.mktemp('flux')))
-    config.update_from_flattened_dict(
-        {
-            'iterations': 1,
-            'rollout.prompts': 2,
-            'rollout.group': 4,
-            'rollout.prompts_per_batch': 2,
-            'rollout.steps': 2,
-            'optim.microbatch': 8,
-            'optim.learning_rate': 0.1,
-            'lora.rank': 2,
-            'lora.alpha': 4.0,
-            'eval.batch': 8,
-            'eval.steps': 2,
-            'eval.shown': 4,
-            'data.eval_prompts': 10,
-            'model.height': 16,
-            'model.width': 32,
-            'ema.decay': 0.0,
-        }
-    )
-    config.reward = {'jpeg': {'weight': 1.0}}
+    changes = {'optim.learning_rate': 0.1, 'ema.decay': 0.0, 'data.eval_prompts': 10}
+    config = make_config(folder, iterations=1, **changes)
     workdir = tmp_path_factory.mktemp('run')
-    run(
-        config,
-        workdir,
-        make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
-        StopRequest(),
-    )
+    with sharing():
+        run(config, workdir, one_device(), StopRequest())
     return config, workdir
 
 

@@ -25,7 +25,7 @@ from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.programs import shared_programs  # noqa: F401
+from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.training.small_run import make_config, one_device
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
@@ -43,7 +43,8 @@ def made(tmp_path_factory):
     """(folder of the base, work directory) of a run of one update, which no test changes."""
     place = tmp_path_factory.mktemp('made')
     base = miniature.random_flux(place / 'base')
-    train(make_config(base, iterations=1), place / 'run')
+    with sharing():
+        train(make_config(base, iterations=1), place / 'run')
     return base, place / 'run'
 
 

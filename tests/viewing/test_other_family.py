@@ -1,22 +1,22 @@
 """The page of a run of another family: Z-Image with classifier-free guidance and its options, whose
 first update has the ratio 1 too.
+
+The page of a FLUX run is checked by tests/training/test_run.py and test_browser.py.
 """
 
-import json
-
-import numpy as np
 import pytest
-from PIL import Image
 
 from configs import zimage_pickscore
-from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.training.small_run import FEW, one_device, rows
 from tests.viewing.browser import text, until
+from tests.viewing.pages import check_pictures, runs_of
 
-JPEG = {'jpeg': {'weight': 1.0}}
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     'iterations': 2,
     'model.height': 32,
@@ -46,37 +46,23 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp('zimage')
     config = zimage_pickscore.get_config()
     config.model.path = str(miniature.random_zimage(folder / 'model'))
-    config.reward = JPEG
+    config.reward = {'jpeg': {'weight': 1.0}}
     config.update_from_flattened_dict(SETTINGS)
     run(config, folder / 'run', one_device(), StopRequest())
     return folder / 'run'
 
 
-def runs_of(workdir):
-    text = (workdir / 'report' / 'data.js').read_text()
-    return json.loads(text.removeprefix('window.RUNS = ').removesuffix(';\n'))
-
-
 def test_its_page_holds_the_trajectories(finished):
     page = finished / 'report'
     assert (page / 'index.html').stat().st_size > 0
-    (data,) = runs_of(finished)
+    (data,) = runs_of(page)
     groups = data['groups']
     assert [(g['step'], g['group']) for g in groups] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    reward = build_reward(JPEG)
     for group in groups:
-        table = np.asarray(Image.open(page / data['files'] / group['file']).convert('RGB'))
-        (width, height), columns = group['cell'], len(group['columns'])
-        assert (width, height, len(group['samples'])) == (64, 32, 3)
+        assert (*group['cell'], len(group['samples'])) == (64, 32, 3)
         assert {p['k'] for column in group['columns'] for p in column['points']} == {0, 1, 2, 3}
-        cells = table.reshape(3, height, columns, width, 3).swapaxes(1, 2)
-        for images, sample in zip(cells, group['samples']):
-            # each picture is the one that the score below it is of
-            scored = reward(images, [group['prompt']] * columns, [{}] * columns)
-            np.testing.assert_allclose(
-                sample['scores']['jpeg'], np.asarray(scored.values['jpeg']), atol=1e-6
-            )
-            assert len(sample['advantages']) == 2
+        check_pictures(page / data['files'], group, JpegReward())
+        assert all(len(sample['advantages']) == 2 for sample in group['samples'])
         assert [t['row'] for t in group['transitions']] == [0, 1, None]  # the last one is silent
     assert len(data['sheets']) >= 2
 
@@ -87,7 +73,9 @@ def test_a_browser_shows_it(finished, page):
     plots = driver.find_elements('css selector', '.plot')
     drawn = driver.find_elements('css selector', '.plot .scatterlayer .trace')
     assert len(drawn) >= len(plots) > 5
-    (group,) = [g for g in runs_of(finished)[0]['groups'] if (g['step'], g['group']) == (2, 0)]
+    (group,) = [
+        g for g in runs_of(finished / 'report')[0]['groups'] if (g['step'], g['group']) == (2, 0)
+    ]
     cells = driver.find_elements('css selector', '.table .picture')
     assert len(cells) == 3 * len(group['columns'])  # samples, images of each
     sheet = driver.find_element('css selector', '#sheets img')
