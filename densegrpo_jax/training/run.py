@@ -33,6 +33,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
+from densegrpo_jax.runtime.hosts import OtherProcessFailed
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.paths import check_room
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
@@ -322,6 +323,8 @@ def _stop_together(stop: StopRequest, reason: Exception) -> None:
     program that waits for this process: after `PATIENCE` seconds nothing more is saved
     (TimeoutError), and they end with this process.
     """
+    if not isinstance(reason, Preempted | RewardsGone | OtherProcessFailed):
+        stop.communicator.hosts.fail(reason)
     if isinstance(reason, RewardError):
         stop.leave('an error of the reward')
     elif not isinstance(reason, Preempted):

@@ -25,11 +25,11 @@ from jax.sharding import PartitionSpec as P
 from densegrpo_jax.runtime import checkpoint_store
 from densegrpo_jax.runtime import checkpoints as checkpoints_module
 from densegrpo_jax.runtime import mesh as mesh_lib
-from densegrpo_jax.runtime.agreement import OtherProcessFailed
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.flat_state import flatten
+from densegrpo_jax.runtime.hosts import OtherProcessFailed
 from tests.fake_hosts import on_hosts
 
 ROOT = Path(__file__).parents[2]
