@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -487,6 +488,17 @@ def test_an_error_that_is_no_damage_ends_all_hosts(tmp_path):
         and str(first) == 'process 1 of the run: PermissionError: not yours'
     )
     assert (tmp_path / '2').is_dir()
+
+
+def test_one_of_several_processes_reads_without_the_others(tmp_path, monkeypatch):
+    """By default orbax lets all of them meet on their devices."""
+    save_steps(tmp_path, [1])
+    meet = lambda *_, **__: pytest.fail('it waits for the others')
+    monkeypatch.setattr(multihost_utils, 'sync_global_devices', meet)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        checkpoints.check(1, make_state())
+        assert checkpoints.meta(1) == {'step': 1}
 
 
 def failing_reads(monkeypatch, step, count, error):
