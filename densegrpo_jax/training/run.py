@@ -34,7 +34,7 @@ from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.hosts import OtherProcessFailed
-from densegrpo_jax.runtime.outputs import claim
+from densegrpo_jax.runtime.outputs import check_shared, claim
 from densegrpo_jax.runtime.paths import check_room
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
@@ -95,7 +95,9 @@ def run(
     """
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
-    claim(workdir, report.FILES, report.FOLDERS, hosts=stop.communicator.hosts)
+    hosts = stop.communicator.hosts
+    claim(workdir, report.FILES, report.FOLDERS, hosts=hosts)
+    check_shared(workdir, hosts)  # all write a checkpoint's arrays
     if config.noise.calibrate:
         check_ours(workdir / FILE)
     if config.eval.report:

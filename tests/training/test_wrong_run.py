@@ -17,8 +17,10 @@ from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.pipelines.folder import params_digest
 from densegrpo_jax.pipelines.weights import content
 from densegrpo_jax.pipelines.weights.content import content_digest
+from densegrpo_jax.runtime import outputs
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import StopRequest
@@ -28,6 +30,7 @@ from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training.report import before_after, keep_images
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import make_config, one_device
 
@@ -236,3 +239,16 @@ def test_arrays_of_images_stay_of_the_first_and_the_newest_evaluation(tmp_path):
     names = sorted(path.name for path in (tmp_path / 'samples').iterdir())
     sheets = [f'step_{step:06d}.png' for step in range(3)]
     assert names == sorted([*sheets, 'step_000000.npz', 'step_000001.npz'])
+
+
+def test_processes_whose_work_directories_are_not_one_are_refused(tmp_path, monkeypatch):
+    """Each would write its part of a checkpoint to a folder of its own."""
+    monkeypatch.setattr(outputs, 'SHARED_SECONDS', 0.1)
+
+    def on_host(hosts):
+        workdir = tmp_path / str(hosts.index)
+        workdir.mkdir()
+        run(make_config('nowhere'), workdir, one_device(), StopRequest(Communicator(hosts)))
+
+    for error in on_hosts(on_host):
+        assert 'is not the folder of that name that process 0 writes to' in str(error)
