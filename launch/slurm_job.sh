@@ -13,10 +13,8 @@ status=0
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.93}"
 # Tasks that stop resumably leave with 75 one after another: srun must not kill the last one for it.
 # A lost task ends the others within a minute all the same (--heartbeat).
-# srun tells the highest status of its tasks: an error must outrank the 75 of those that it stops.
-# shellcheck disable=SC2016  # expanded by the task
-task='trap : TERM; "$@"; status=$?; if [ "$status" -gt 0 ] && [ "$status" -lt 75 ]; then status=76; fi; exit "$status"'
-srun --kill-on-bad-exit=0 --wait=0 bash -c "$task" task "$python" -m densegrpo_jax.main --distributed=on --device=cuda "$@" || status=$?
+# srun tells the highest status of its tasks: after an error of one of them none ends with 75.
+srun --kill-on-bad-exit=0 --wait=0 "$python" -m densegrpo_jax.main --distributed=on --device=cuda "$@" || status=$?
 if [ "$status" -eq 75 ]; then
   echo "Stopped and resumable: back into the queue." >&2
   scontrol requeue "$SLURM_JOB_ID"

@@ -3,7 +3,7 @@
 #   bash launch/tpu.sh create --name=NAME --zone=ZONE --type=v5p-8 [--spot] [--version=RUNTIME] [--project=P]
 #   bash launch/tpu.sh setup  --name=NAME --zone=ZONE [--bucket=B]        this commit, its environment and the bucket, on every worker
 #   bash launch/tpu.sh train  --name=NAME --zone=ZONE [--env=FILE] -- MAIN ARGUMENTS   starts the run on every worker and returns
-#   bash launch/tpu.sh logs   --name=NAME --zone=ZONE                     follows the first worker's log
+#   bash launch/tpu.sh logs   --name=NAME --zone=ZONE [--worker=N]        follows a worker's log, the first one's by default
 #   bash launch/tpu.sh stop   --name=NAME --zone=ZONE                     saves the last update and ends the run on every worker
 #   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted
 #   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker: a --workdir as given to train
@@ -29,7 +29,7 @@ case "$action" in
   create | setup | train | logs | stop | watch | fetch | delete) shift ;;
   *) die "say what to do: create, setup, train, logs, stop, watch, fetch or delete (see the head of launch/tpu.sh)" ;;
 esac
-name='' zone='' type='' version='' spot='' bucket='' env='' from='' to='' poll=60
+name='' zone='' type='' version='' spot='' bucket='' env='' from='' to='' poll=60 worker=''
 project=()
 while [ "$#" -gt 0 ]; do
   not_empty "$1"
@@ -44,6 +44,7 @@ while [ "$#" -gt 0 ]; do
     --from=*) from="${1#*=}" ;;
     --to=*) to="${1#*=}" ;;
     --poll=*) poll="${1#*=}" ;;
+    --worker=*) worker="${1#*=}" ;;
     --spot) spot=yes ;;
     --) shift; break ;;
     *) die "unknown option $1 (arguments of densegrpo_jax.main come after --)" ;;
@@ -60,6 +61,8 @@ case "$action" in
   *) if [ "$#" -gt 0 ]; then die "arguments after -- go with train and watch: $action starts no run"; fi ;;
 esac
 if ! [[ "$poll" =~ ^[0-9]{1,6}$ ]]; then die "--poll=$poll: expected a whole number of seconds"; fi
+if [ -n "$worker" ] && [ "$action" != logs ]; then die "--worker=$worker goes with logs"; fi
+if ! [[ "${worker:=0}" =~ ^[0-9]{1,6}$ ]]; then die "--worker=$worker: expected a whole number, from 0"; fi
 case "$bucket" in *[!a-z0-9._-]*) die "--bucket=$bucket: expected the name alone, as my-bucket, without gs:// and folders" ;; esac
 need_tool gcloud 'install the Google Cloud CLI (cloud.google.com/sdk)'
 if [ -n "$env" ]; then
@@ -206,7 +209,7 @@ case "$action" in
     ;;
   train) train "$@" ;;
   watch) watch "$@" ;;
-  logs) vm ssh "$name" --worker=0 --command='tail -n 100 -F densegrpo_jax/train.log' ;;
+  logs) vm ssh "$name" --worker="$worker" --command='tail -n 100 -F densegrpo_jax/train.log' ;;
   stop) everywhere 'cd densegrpo_jax && bash launch/tpu_worker.sh stop' ;;
   fetch)
     need --from "$from"

@@ -2,6 +2,7 @@
 JAX's coordination service.
 """
 
+import collections
 import concurrent.futures
 import threading
 
@@ -11,10 +12,11 @@ from densegrpo_jax.runtime.hosts import Hosts
 
 
 class Service:
-    """The calls of the coordination service that `Hosts` makes to exchange values."""
+    """The calls of the coordination service that `Hosts` makes."""
 
-    def __init__(self):
+    def __init__(self, count):
         self._values, self._changed = {}, threading.Condition()
+        self._count, self._here = count, collections.Counter()
 
     def key_value_set_bytes(self, name, value, allow_overwrite=False):
         with self._changed:
@@ -39,12 +41,20 @@ class Service:
                 raise jax.errors.JaxRuntimeError(f'DEADLINE_EXCEEDED: {name}')
             return self._values[name]
 
+    def wait_at_barrier(self, name, milliseconds):
+        with self._changed:
+            self._here[name] += 1
+            self._changed.notify_all()
+            all_here = lambda: self._here[name] == self._count
+            if not self._changed.wait_for(all_here, milliseconds / 1000):
+                raise jax.errors.JaxRuntimeError(f'DEADLINE_EXCEEDED: {name}')
+
 
 def on_hosts(function, count=2):
     """What `function(hosts)` returned, or the exception it raised, on each of `count` hosts at
     once.
     """
-    service = Service()
+    service = Service(count)
 
     def on_host(index):
         try:

@@ -101,6 +101,9 @@ SCOPES: Mapping[str, Scope] = {
     'text': Scope(('model.t5_length', 'model.dtype')),
 }
 
+# Keys that the processes of one run may set otherwise: places on a machine, and its threads.
+_OWN = ('model.path', 'model.transformer_file', 'text_cache', 'reward_workers')
+
 # The name of the fact that tells a base model's weights by their content.
 BASE = 'weights of the base'
 
@@ -143,6 +146,15 @@ def record(scope: str, config, facts: Mapping = {}) -> dict:
     """
     kept = _deciding(scope, json.loads(config.to_json_best_effort()))
     return {**kept, **json.loads(json.dumps(dict(facts)))}
+
+
+def common(config) -> dict[str, object]:
+    """Dotted key -> JSON value, of all that the processes of a run must share: every key except
+    places on a machine, and options that say where a reward is computed.
+    """
+    values = dotted(json.loads(config.to_json_best_effort()))
+    own = lambda name: name in _OWN or (name not in KEYS and kind_of(name) == MACHINE)
+    return {name: value for name, value in values.items() if not own(name)}
 
 
 def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:

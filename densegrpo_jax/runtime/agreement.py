@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 
-from densegrpo_jax.runtime.hosts import Hosts
-
-
-class OtherProcessFailed(RuntimeError):
-    """Another process of the run met a fatal error, and raises that error itself."""
+from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed
 
 
 class Agreement:
@@ -52,7 +48,7 @@ class Agreement:
         error = None
         try:
             yield
-        # if a process ends in another way, JAX's heartbeat ends the others
+        # if a process ends in another way, `poll` raises, or JAX's heartbeat ends this one
         except Exception as raised:
             error = raised
         said = self.poll(

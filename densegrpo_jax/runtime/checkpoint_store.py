@@ -99,7 +99,7 @@ class Store:
         )
         # Each process reads as if alone: after an error in one process, orbax's barriers would
         # match reads of different checkpoints.
-        alone = _alone(hosts)
+        alone = _alone()
         composite = ocp.CompositeCheckpointHandler(
             composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
         )
@@ -315,17 +315,19 @@ def _together(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
     busy with a rollout that nobody will finish.
     """
     if hosts.count == 1:
-        return ocp.options.MultiprocessingOptions()
+        return _alone()
     return ocp.options.MultiprocessingOptions(
         active_processes=set(range(hosts.count)), barrier_sync_key_prefix='checkpoints'
     )
 
 
-def _alone(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
-    """A setting in which this process waits for no other."""
-    if hosts.count == 1:
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """A setting in which this process waits for no other, also if it is one of several: orbax's
+    default would meet all of them on their devices.
+    """
+    if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
-    own = hosts.index
+    own = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'checkpoints_{own}'
     )

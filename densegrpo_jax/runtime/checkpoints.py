@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from densegrpo_jax.runtime.agreement import Agreement, OtherProcessFailed
+from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences, check_fit, some
 from densegrpo_jax.runtime.checkpoint_store import (
     DOCUMENT,
@@ -28,12 +28,18 @@ from densegrpo_jax.runtime.checkpoint_store import (
 )
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
-from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed, Preempted
 from densegrpo_jax.runtime.trees import differing, json_value
 
 # Failures that do not concern the stored bytes: never a reason to skip a checkpoint.
-_NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-_NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed, *_NOT_CORRUPTION)
+_NOT_CORRUPTION = (
+    MemoryError,
+    PermissionError,
+    jax.errors.JaxRuntimeError,
+    OtherProcessFailed,
+    Preempted,
+)
+_NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, *_NOT_CORRUPTION)
 
 
 class CheckpointDamaged(ValueError):

@@ -16,13 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from densegrpo_jax.runtime.hosts import Hosts
-
-
-class Preempted(Exception):
-    """Raised inside the loop once a stop was requested; unfinished work is dropped, the last
-    completed update is kept.
-    """
+from densegrpo_jax.runtime.hosts import LEAVING, Hosts, Preempted
 
 
 class Communicator:
@@ -46,7 +40,8 @@ class Communicator:
     def exchange(self, value: bytes = b'') -> list[bytes]:
         """The values of all processes, in their order; all must call this equally often.
 
-        Raises Preempted in all processes or in none.
+        Raises Preempted in all processes or in none, and OtherProcessFailed once another one has
+        ended with an error.
         """
         self.before_round()
         return [value] if self.hosts.count == 1 else self._finish_round(value)
@@ -71,36 +66,37 @@ class Communicator:
         return jax.tree.unflatten(structure, leaves)
 
     def someone_leaves(self) -> bool:
-        """Whether another process leaves, or a round has ended for that reason; checks at most once
-        per POLL_SECONDS.
+        """Whether another process leaves or has ended, or a round has ended for that reason; checks
+        at most once per POLL_SECONDS.
         """
         if self.hosts.count == 1 or self._over:
             return self._over
         if time.monotonic() <= self._looked + self.POLL_SECONDS:
             return False
         self._looked = time.monotonic()
-        return self.hosts.find(f'round/{self._round}/stop') is not None
+        return self.hosts.find(LEAVING) is not None
 
     def leave(self, seconds: float = math.inf) -> None:
         """Ends the current round, and with it all rounds: the others raise Preempted.
 
         Raises:
           TimeoutError: not all others reached its end within `seconds`.
+          OtherProcessFailed: one of them has ended with an error.
         """
         if self.hosts.count > 1 and not self._over:
-            self.hosts.announce(f'round/{self._round}/stop')
+            self.hosts.announce(LEAVING)
             with contextlib.suppress(Preempted):
                 self._finish_round(None, seconds)
 
     def _finish_round(self, value: bytes | None, seconds: float = math.inf) -> list[bytes]:
         """Gives this process's value (None: it leaves) and waits for those of the others."""
+        number, self._round = self._round, self._round + 1
         given = self.hosts.share(
-            f'round/{self._round}', b'stop' if value is None else b'go' + value, seconds
+            f'round/{number}', b'stop' if value is None else b'go' + value, seconds
         )
-        if self.hosts.primary and self._round > 1:
+        if self.hosts.primary and number > 1:
             # all have read that round: they have answered in the round after it
-            self.hosts.forget(f'round/{self._round - 2}')
-        self._round += 1
+            self.hosts.forget(f'round/{number - 2}')
         if b'stop' in given:
             self._over = True
             raise Preempted('stopped by another process of the run')

@@ -14,9 +14,25 @@ import time
 import jax
 import numpy as np
 
+# Marks that a process leaves for the others: it leaves the common rounds (`Communicator`), or it
+# answers nothing more. FAILURE holds the error that ends the run.
+LEAVING, ENDED, FAILURE = 'leaving', 'ended', 'failure'
+
+
+class Preempted(Exception):
+    """Raised inside the loop once a stop was requested; unfinished work is dropped, the last
+    completed update is kept.
+    """
+
+
+class OtherProcessFailed(RuntimeError):
+    """Another process of the run met a fatal error, and raises that error itself."""
+
 
 class Hosts:
     """This process among `count`; the primary process, `index` 0, alone writes logs and images."""
+
+    LOOK_SECONDS = 1.0  # between two looks whether a process that is waited for has ended
 
     def __init__(self, index: int = 0, count: int = 1, client=None):
         self.index, self.count, self._client = index, count, client
@@ -69,6 +85,7 @@ class Hosts:
 
         Raises:
           TimeoutError: not all have given theirs within `seconds`.
+          OtherProcessFailed, Preempted: one has ended before it gave its own, see `end`.
         """
         until = time.monotonic() + seconds
         if self.count == 1:
@@ -85,10 +102,36 @@ class Hosts:
         return [joined[start:end] for start, end in zip(ends, ends[1:])]
 
     def _await(self, name: str, until: float) -> bytes:
-        while (value := self.wait(name, max(0.0, min(5.0, until - time.monotonic())))) is None:
+        look = lambda: max(0.0, min(self.LOOK_SECONDS, until - time.monotonic()))
+        while (value := self.wait(name, look())) is None:
+            if self.find(ENDED) is not None:
+                # the process may have answered just before it ended
+                if (value := self.find(name)) is not None:
+                    return value
+                if failure := self.failure():
+                    raise OtherProcessFailed(failure)
+                raise Preempted('stopped by another process of the run')
             if time.monotonic() >= until:
                 raise TimeoutError(f'no answer from the other processes of the run ({name})')
         return value
+
+    def fail(self, error: Exception) -> None:
+        """Tells the others which error ends this process; only the first of a run counts."""
+        if self.count > 1 and self.failure() is None:
+            said = f'process {self.index} of the run failed: {type(error).__name__}: {error}'
+            self._client.key_value_set_bytes(FAILURE, said[:2000].encode(), allow_overwrite=True)
+
+    def failure(self) -> str | None:
+        """The error that was told first (`fail`), in words; None if there was none."""
+        said = self.find(FAILURE) if self.count > 1 else None
+        return None if said is None else said.decode()
+
+    def end(self) -> None:
+        """Tells the others that this process gives no further value. Whoever waits for one then
+        raises OtherProcessFailed, or Preempted if no error was told.
+        """
+        self.announce(ENDED)
+        self.announce(LEAVING)
 
     def meet(self, name: str, seconds: float) -> bool:
         """Waits until all processes are here; False if some did not come in time. Each name is used

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import tempfile
+import time
 from collections.abc import Collection, Iterable
 
 from densegrpo_jax.runtime.agreement import Agreement
@@ -17,6 +19,7 @@ from densegrpo_jax.runtime.journal import is_journal
 from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.reading import parse_json, read_text, shown
 
+SHARED_SECONDS = 30.0  # that a network file system may take to show a new file everywhere
 SHARED = {'text'}  # folders of files that are named by their content: nothing is overwritten there
 
 
@@ -66,6 +69,34 @@ def _check_above(folder: pathlib.Path) -> None:
                 f'{folder} is in {above / name}, which is part of the results in {above}: name a '
                 'folder outside it'
             )
+
+
+def check_shared(folder: pathlib.Path, hosts: Hosts) -> None:
+    """Raises ValueError in all processes if one of them does not see in `folder`, which exists,
+    what process 0 writes there: each has a folder of its own.
+    """
+    if hosts.count == 1:
+        return
+    agreement, made = Agreement(hosts, 'shared'), None
+    try:
+        with agreement.alike():
+            if hosts.primary:
+                # a name that no process has looked for: network file systems keep answers
+                number, made = tempfile.mkstemp(prefix='.shared_', dir=folder)
+                os.close(number)
+        name = agreement.poll(made and os.path.basename(made))[0]
+        with agreement.alike():
+            until = time.monotonic() + SHARED_SECONDS
+            while not (folder / name).exists():
+                if time.monotonic() >= until:
+                    raise ValueError(
+                        f'{folder} is not the folder of that name that process 0 writes to: name '
+                        'one that all processes of the run share'
+                    )
+                time.sleep(0.1)
+    finally:
+        if made:
+            os.unlink(made)
 
 
 def _check_inputs(

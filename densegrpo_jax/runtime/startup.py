@@ -81,7 +81,8 @@ def start_processes(
         message.
 
     Raises:
-      ValueError: some of the three are missing, or no launcher was found in mode 'on'.
+      ValueError: some of the three are missing, no launcher was found in mode 'on', or not all
+        processes have joined within five minutes.
     """
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) and not all(given):
@@ -127,6 +128,11 @@ def start_processes(
             f'no cluster was found ({error}). Start one process per host with srun, mpirun or on '
             'TPU VMs, or name the others: '
             '--coordinator=HOST:PORT --num_processes=N --process_id=I'
+        ) from None
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f'not all processes of the run joined in time ({_first_line(error)}): the logs of the '
+            'others say why; start all of them again'
         ) from None
 
 
@@ -180,3 +186,7 @@ def _has_tpu() -> bool:
         glob.glob('/dev/accel[0-9]*')
         or (glob.glob('/dev/vfio/[0-9]*') and os.path.exists('/usr/share/tpu'))
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [''])[0].rstrip('.')

@@ -40,7 +40,9 @@ class StopRequest:
         return self.signal_name is not None
 
     def check(self) -> None:
-        """Raises Preempted if a stop was requested, in all processes of the run."""
+        """Raises Preempted if a stop was requested, in all processes of the run, and
+        OtherProcessFailed if another one has ended with an error.
+        """
         if not self.requested and self.communicator.someone_leaves():
             self.signal_name = 'another process of the run'
         if self.requested:

@@ -175,6 +175,10 @@ def text_conditioning(
       stop: a stop between two batches loses nothing.
       directory: of the cache, unless `config.text_cache` names one; None: in memory, for a single
         process only.
+
+    Raises:
+      ValueError: a prompt cannot be used, or other processes of the run have other prompts.
+      Preempted: a stop was requested.
     """
     dtype = jnp.dtype(config.model.dtype)
     if config.text_cache:
@@ -187,10 +191,14 @@ def text_conditioning(
     here = set(cache.missing(prompts))
     # Processes that share a disk miss the same prompts; processes with separate disks may differ.
     # All encode every prompt that any of them misses.
-    masks = [
-        np.frombuffer(mask, bool)
-        for mask in stop.communicator.exchange(np.array([p in here for p in prompts]).tobytes())
-    ]
+    asked = hashlib.sha256('\n'.join(prompts).encode()).digest()
+    said = stop.communicator.exchange(asked + np.array([p in here for p in prompts]).tobytes())
+    if any(not one.startswith(asked) for one in said):
+        raise ValueError(
+            'the processes of the run were given different prompts: start all with the same '
+            'command, on equal files'
+        )
+    masks = [np.frombuffer(one[len(asked) :], bool) for one in said]
     missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
         named = hashlib.sha256('\n'.join(missing).encode()).hexdigest()[:16]

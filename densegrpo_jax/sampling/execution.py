@@ -4,6 +4,7 @@ exit status.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from densegrpo_jax.config.command_line import UNUSABLE, UNUSABLE_ERRORS, said
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import only_writer
-from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed
 from densegrpo_jax.runtime.leaving import leave_at_once
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import (
@@ -34,6 +35,7 @@ from densegrpo_jax.runtime.stop import (
     handle_stop_signals,
 )
 
+TOGETHER = 30.0  # seconds that a process waits for the others to leave with it
 LAST_OUT = 1.0  # seconds that process 0 stays after the others have been told to leave
 
 
@@ -63,6 +65,7 @@ def execute(
     """
     config, workdir = flag.config, pathlib.Path(folder or flag.workdir).expanduser().absolute()
     start_devices(batch, flag.cpu_devices)
+    hosts = Hosts()
     try:
         start_processes(
             flag.distributed,
@@ -82,41 +85,59 @@ def execute(
         ):
             try:
                 return FINISHED, work(workdir, make_mesh(config.mesh), stop)
-            except Exception as reason:
-                if isinstance(reason, RewardError):
-                    stop.leave('an error of the reward')
-                if hosts.count > 1 and (stop.requested or isinstance(reason, Preempted)):
-                    hosts.meet('leave', 30)  # process 0 holds the others' mailbox
-                    if hosts.primary:  # one that still hears of the meeting would be aborted
-                        time.sleep(LAST_OUT)
-                raise
-    except (Preempted, RewardError) as reason:
-        if isinstance(reason, RewardError):
-            logging.error('%s', reason)
-        logging.warning(
-            '%s; the same command continues',
-            'stopped' if isinstance(reason, RewardError) else reason,
-        )
-        return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None
+            except Exception as error:
+                if hosts.count == 1:
+                    raise
+                status = _report(error)  # first: the others may take their time
+                if (failure := part(hosts, error)) and status == RESUMABLE:
+                    logging.error('%s', failure)
+                    status = 1
     except Exception as error:
         # not process_count(), which starts the devices: they may be what failed
-        if not jax.distributed.is_initialized():
+        several = jax.distributed.is_initialized()
+        if not several and not isinstance(error, Preempted | RewardError):
             raise
-        if isinstance(error, UNUSABLE_ERRORS):
-            logging.error('%s', said(error))
-            return _leave(UNUSABLE), None
-        logging.exception(
-            'this process (%d of %d) failed; the others stop when they notice',
-            jax.process_index(),
-            jax.process_count(),
-        )
-        return _leave(1), None
+        status = _report(error)
+        if hosts.count > 1:
+            part(hosts, error)
+    if jax.distributed.is_initialized():
+        leave_at_once(status)  # the usual exit would wait for programs that need the others
+    return status, None
 
 
-def _leave(status: int) -> int:
-    """The exit status. One of several processes exits at once: the usual exit would wait for
-    programs that need the others.
+def part(hosts: Hosts, error: Exception) -> str | None:
+    """Ends this process's part in a run of several, because of `error`: tells the others, so that
+    none waits for it, and leaves with them.
+
+    Returns:
+      What another process failed with, if one did.
     """
-    if jax.process_count() > 1:
-        leave_at_once(status)
-    return status
+    failure = None
+    # process 0 holds the messages, and may be gone
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if not isinstance(error, Preempted | RewardsGone | OtherProcessFailed):
+            hosts.fail(error)
+        hosts.end()
+        hosts.meet('leave', TOGETHER)
+        failure = hosts.failure()
+    if hosts.primary:  # one that still hears of the meeting would be aborted
+        time.sleep(LAST_OUT)
+    return failure
+
+
+def _report(error: Exception) -> int:
+    """Logs why this process ends. Returns the exit status."""
+    if isinstance(error, Preempted | RewardError):
+        if isinstance(error, RewardError):
+            logging.error('%s', error)
+        why = 'stopped' if isinstance(error, RewardError) else error
+        logging.warning('%s; the same command continues', why)
+        return RESUMABLE if isinstance(error, Preempted | RewardsGone) else 1
+    if isinstance(error, OtherProcessFailed):
+        logging.error('%s', error)
+        return 1
+    if isinstance(error, UNUSABLE_ERRORS):
+        logging.error('%s', said(error))
+        return UNUSABLE
+    logging.exception('this process failed; the others stop when they notice')
+    return 1

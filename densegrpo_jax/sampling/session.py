@@ -39,11 +39,23 @@ from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.paths import folder_problem
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import check_targets, load_prompts, text_conditioning
+from densegrpo_jax.sampling.alike import check_alike
+from densegrpo_jax.sampling.conditioning import (
+    check_targets,
+    content_hash,
+    load_prompts,
+    text_conditioning,
+)
 from densegrpo_jax.sampling.conditioning_cache import TextCache
 from densegrpo_jax.sampling.process_reward import ProcessReward, open_process_reward
 from densegrpo_jax.sampling.schedule import Schedule, drawing_grid, make_schedule
-from densegrpo_jax.sampling.state import check_start, lora_config, optimiser, start_state
+from densegrpo_jax.sampling.state import (
+    check_start,
+    lora_config,
+    optimiser,
+    start_digest,
+    start_state,
+)
 
 
 def network_options(config, mesh: Mesh) -> dict:
@@ -192,7 +204,8 @@ def check(
 
     Raises:
       ValueError, FileNotFoundError: the settings, the model folder (its weights are checked by the
-        files' headers) or something in `needs` cannot be used, or they do not fit each other.
+        files' headers) or something in `needs` cannot be used, or they do not fit each other; or
+        the processes of the run were not started alike.
     """
     validate(config)
     if config.text_cache and (found := folder_problem(config.text_cache)):
@@ -214,7 +227,24 @@ def check(
             check_targets(pipeline, made[name], key)
     drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
+    if checked.hosts.count > 1:
+        check_alike(checked.hosts, config, _opened(checked, needs))
     return checked
+
+
+def _opened(checked: Checked, needs: Collection[str]) -> dict:
+    """What files hold that no key tells, as digests or numbers."""
+    config, facts = checked.config, checked.facts()
+    for name, key in (('train', 'data.train'), ('test', 'data.eval')):
+        if name in needs:
+            facts[f'prompts of {key}'] = content_hash(getattr(checked, name))
+    if 'schedule' in needs and config.noise.psi_path:
+        facts['psi'] = [float(level) for level in checked.schedule.noise_levels]
+    if 'process_reward' in needs and checked.process_reward:
+        facts |= checked.process_reward.facts()
+    if 'start' in needs and config.lora.init_from:
+        facts['adapters of the start'] = start_digest(config, checked.pipeline)
+    return facts
 
 
 def load(checked: Checked, texts: Iterable[str], workdir: pathlib.Path | None = None) -> Session:

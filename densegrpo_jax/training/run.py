@@ -25,7 +25,8 @@ from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.outputs import claim
+from densegrpo_jax.runtime.hosts import OtherProcessFailed
+from densegrpo_jax.runtime.outputs import check_shared, claim
 from densegrpo_jax.runtime.paths import check_room
 from densegrpo_jax.runtime.profiling import Profile, Profiler
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
@@ -84,7 +85,9 @@ def run(
     """
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
-    claim(workdir, report.FILES, report.FOLDERS, hosts=stop.communicator.hosts)
+    hosts = stop.communicator.hosts
+    claim(workdir, report.FILES, report.FOLDERS, hosts=hosts)
+    check_shared(workdir, hosts)  # all write a checkpoint's arrays
     if config.noise.calibrate:
         check_ours(workdir / FILE)
     if config.eval.report:
@@ -278,6 +281,8 @@ def _stop_together(stop: StopRequest, reason: Exception) -> None:
     program that waits for this process: after `PATIENCE` seconds nothing more is saved
     (TimeoutError), and they end with this process.
     """
+    if not isinstance(reason, Preempted | RewardsGone | OtherProcessFailed):
+        stop.communicator.hosts.fail(reason)
     if isinstance(reason, RewardError):
         stop.leave('an error of the reward')
     elif not isinstance(reason, Preempted):

@@ -19,17 +19,18 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from densegrpo_jax.runtime import checkpoint_store
 from densegrpo_jax.runtime import checkpoints as checkpoints_module
 from densegrpo_jax.runtime import mesh as mesh_lib
-from densegrpo_jax.runtime.agreement import OtherProcessFailed
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.flat_state import flatten
+from densegrpo_jax.runtime.hosts import OtherProcessFailed
 from tests.fake_hosts import on_hosts
 
 ROOT = Path(__file__).parents[2]
@@ -487,6 +488,17 @@ def test_an_error_that_is_no_damage_ends_all_hosts(tmp_path):
         and str(first) == 'process 1 of the run: PermissionError: not yours'
     )
     assert (tmp_path / '2').is_dir()
+
+
+def test_one_of_several_processes_reads_without_the_others(tmp_path, monkeypatch):
+    """By default orbax lets all of them meet on their devices."""
+    save_steps(tmp_path, [1])
+    meet = lambda *_, **__: pytest.fail('it waits for the others')
+    monkeypatch.setattr(multihost_utils, 'sync_global_devices', meet)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        checkpoints.check(1, make_state())
+        assert checkpoints.meta(1) == {'step': 1}
 
 
 def failing_reads(monkeypatch, step, count, error):

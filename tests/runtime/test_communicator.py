@@ -1,9 +1,15 @@
 """Rounds of several processes: values of all, arrays put together, and an end for all alike."""
 
+import concurrent.futures
+import time
+
 import numpy as np
 import pytest
 
+from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.communicator import Communicator, Preempted
+from densegrpo_jax.runtime.hosts import ENDED, Hosts
+from densegrpo_jax.runtime.stop import StopRequest
 from tests.fake_hosts import on_hosts
 
 
@@ -64,3 +70,59 @@ def test_nobody_waits_for_the_others_who_does_not_want_to():
             communicator.exchange()
         with pytest.raises(Preempted, match='SIGTERM'):
             communicator.merge(np.zeros(1))
+
+
+WAITS = {
+    'in an agreement': lambda hosts: Agreement(hosts, 'test').poll(1),
+    'in a round': lambda hosts: Communicator(hosts).exchange(),
+    'at its own work': lambda hosts: StopRequest(Communicator(hosts)).wait(
+        concurrent.futures.Future()
+    ),
+    'to leave': lambda hosts: Communicator(hosts).leave(),
+}
+
+
+@pytest.mark.parametrize('wait', WAITS)
+@pytest.mark.parametrize('failed', [True, False])
+def test_nobody_waits_for_a_process_that_has_ended(monkeypatch, wait, failed):
+    monkeypatch.setattr(Hosts, 'LOOK_SECONDS', 0.01)
+
+    def work(hosts):
+        if hosts.index == 1:
+            if failed:
+                hosts.fail(OSError('the disk is full'))
+                hosts.fail(ValueError('which followed'))
+            return hosts.end()
+        return WAITS[wait](hosts)
+
+    end, _, other = on_hosts(work, 3)
+    if failed:
+        expected = 'OtherProcessFailed: process 1 of the run failed: OSError: the disk is full'
+    else:
+        expected = 'Preempted: stopped by another process of the run'
+    for found in (end, other):
+        if wait == 'to leave' and not failed:
+            assert found is None  # it wanted to stop anyway
+        else:
+            assert f'{type(found).__name__}: {found}' == expected
+
+
+def test_an_answer_given_before_the_end_counts():
+    """One that waits looks only now and then, and may find answer and end at once."""
+
+    def work(hosts):
+        if hosts.primary:
+            given = hosts.share('test', b'first')
+            hosts.end()
+            return given
+        wait = hosts.wait
+
+        def just_before_both(name, seconds):
+            wait(name, 60)
+            while hosts.find(ENDED) is None:
+                time.sleep(0.001)
+
+        hosts.wait = just_before_both
+        return hosts.share('test', b'second')
+
+    assert on_hosts(work) == [[b'first', b'second']] * 2

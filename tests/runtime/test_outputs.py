@@ -5,9 +5,11 @@ import os
 
 import pytest
 
+from densegrpo_jax.runtime import outputs
 from densegrpo_jax.runtime.files import RECORD, only_writer
 from densegrpo_jax.runtime.hosts import Hosts
-from densegrpo_jax.runtime.outputs import claim
+from densegrpo_jax.runtime.outputs import check_shared, claim
+from tests.fake_hosts import on_hosts
 
 
 def test_a_command_may_write_its_own_files_again(tmp_path):
@@ -108,3 +110,18 @@ def test_a_record_of_another_form_is_named(tmp_path):
     (tmp_path / '.densegrpo.json').write_text('[5]')
     with pytest.raises(ValueError, match='expected names of files'):
         claim(tmp_path, ['a'])
+
+
+def test_a_folder_of_one_process_alone_is_refused_by_all(tmp_path, monkeypatch):
+    """Folders of one name on two disks look alike to each of two processes."""
+    assert on_hosts(lambda hosts: check_shared(tmp_path, hosts)) == [None, None]
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setattr(outputs, 'SHARED_SECONDS', 0.1)
+    folders = [tmp_path / 'here', tmp_path / 'there']
+    for folder in folders:
+        folder.mkdir()
+    first, second = on_hosts(lambda hosts: check_shared(folders[hosts.index], hosts))
+    assert type(first) is type(second) is ValueError
+    assert f'{folders[1]} is not the folder of that name that process 0 writes to' in str(second)
+    assert str(first) == f'process 1 of the run: {second}'
+    assert not [path for folder in folders for path in folder.iterdir()]

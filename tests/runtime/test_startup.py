@@ -49,6 +49,38 @@ def test_a_run_ends_before_anything_is_loaded(tmp_path):
         execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
 
 
+def test_who_waited_in_vain_for_the_others_says_so_and_starts_no_device(
+    tmp_path, monkeypatch, caplog
+):
+    def initialize(**_):
+        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out.\nMore of it')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    # JAX has its client by then
+    monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+    for name in ('process_index', 'process_count', 'default_backend'):
+        monkeypatch.setattr(jax, name, lambda: pytest.fail('a device was started'))
+    left = []
+    monkeypatch.setattr(execution, 'leave_at_once', left.append)
+    flag = types.SimpleNamespace(
+        config=None,
+        workdir=str(tmp_path),
+        device='',
+        cpu_devices=0,
+        heartbeat=9,
+        distributed='on',
+        coordinator='a:1',
+        num_processes=2,
+        process_id=1,
+    )
+    execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
+    assert left == [2]
+    assert (
+        'not all processes of the run joined in time (DEADLINE_EXCEEDED: Barrier timed out): the '
+        'logs of the others say why'
+    ) in caplog.text
+
+
 def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 1, 5}, raising=False)
     assert cpu_devices(12) == 3

@@ -14,12 +14,14 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.conditioning import place, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 from densegrpo_jax.sampling.session import open_base
 from tests import compiled, miniature
+from tests.fake_hosts import on_hosts
 
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
 
@@ -123,6 +125,16 @@ def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeyp
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match=path.name):
         cache(PROMPTS[:1])
+
+
+@pytest.mark.parametrize('theirs', [PROMPTS[:4], [*PROMPTS[:4], 'A mug']])
+def test_processes_with_other_prompts_are_refused(folder, tmp_path, theirs):
+    def on_host(hosts):
+        prompts, stop = [PROMPTS, theirs][hosts.index], StopRequest(Communicator(hosts))
+        stored(folder, tmp_path, prompts, stop)
+
+    for error in on_hosts(on_host):
+        assert type(error) is ValueError and 'were given different prompts' in str(error)
 
 
 def test_a_file_of_another_prompt_or_encoder_is_not_used(tmp_path, caplog):

@@ -343,14 +343,17 @@ def test_one_process_goes_on_where_two_stopped(config_file, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_lets_both_save_the_last_update(config_file, tmp_path):
+def test_an_error_of_one_process_lets_both_save_the_last_update_and_ends_both(
+    config_file, tmp_path
+):
     workdir = tmp_path / 'two'
     options = ['--config.checkpoint.every=10', '--config.eval.every=10']
     with processes(config_file, workdir, *options, failed='yes') as started:
-        assert ended(started, workdir) == [75, 2]
+        assert ended(started, workdir) == [1, 2]
     assert final_state(workdir)[0] == 1
-    log = pathlib.Path(f'{workdir}.1.log').read_text()
+    other, log = (pathlib.Path(f'{workdir}.{i}.log').read_text() for i in range(2))
     assert 'ended by an error, saved after iteration 1 of 3' in log and 'error: failed' in log
+    assert 'process 1 of the run failed: ValueError: failed' in other
 
 
 @pytest.mark.slow

@@ -15,8 +15,10 @@ from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.pipelines.folder import params_digest
 from densegrpo_jax.pipelines.weights import content
 from densegrpo_jax.pipelines.weights.content import content_digest
+from densegrpo_jax.runtime import outputs
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import StopRequest
@@ -25,6 +27,7 @@ from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.training.small_run import make_config, one_device
 
@@ -204,3 +207,16 @@ def test_the_last_update_is_saved_although_metrics_cannot_be_written(own, monkey
     assert 'could not be saved' not in caplog.text
     assert (workdir / 'checkpoints' / '2').is_dir()
     assert train(config, workdir)['updates'] == 2
+
+
+def test_processes_whose_work_directories_are_not_one_are_refused(tmp_path, monkeypatch):
+    """Each would write its part of a checkpoint to a folder of its own."""
+    monkeypatch.setattr(outputs, 'SHARED_SECONDS', 0.1)
+
+    def on_host(hosts):
+        workdir = tmp_path / str(hosts.index)
+        workdir.mkdir()
+        run(make_config('nowhere'), workdir, one_device(), StopRequest(Communicator(hosts)))
+
+    for error in on_hosts(on_host):
+        assert 'is not the folder of that name that process 0 writes to' in str(error)
