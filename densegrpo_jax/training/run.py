@@ -119,7 +119,7 @@ def run(
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     with Agreement(checked.hosts, 'room').alike():
         if done != config.iterations:
-            check_room(workdir, size / checked.hosts.count, 'a checkpoint')
+            check_room(workdir, size, 'a checkpoint')  # one, which all processes write
     measured = open_record(checked, guarded, workdir) if guarded else None
     announce(checked, shapes, accumulation, workdir, guarded)
     chosen = lambda step: prompts_for_step(checked.train, r.prompts, step, config.seed)
