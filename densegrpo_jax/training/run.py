@@ -151,7 +151,7 @@ def run(
             config, workdir, session.hosts, start, since, full_use, started
         ) as reporter,
         checkpoints,
-        Profiler(profile, workdir, start) as profiler,
+        Profiler(profile, workdir, start, session.hosts) as profiler,
         contextlib.ExitStack() as opened,
     ):
         collector = Collector(session, scorer, r.group, r.prompts_per_batch, config.eval.groups)
