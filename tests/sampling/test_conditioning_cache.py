@@ -14,12 +14,14 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.conditioning import place, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 from densegrpo_jax.sampling.session import open_base
 from tests import compiled, miniature
+from tests.fake_hosts import on_hosts
 
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
 
@@ -123,6 +125,22 @@ def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeyp
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match=path.name):
         cache(PROMPTS[:1])
+
+
+def test_processes_with_separate_disks_have_one_encoding_of_a_prompt(folder, tmp_path):
+    disks = [tmp_path / 'first', tmp_path / 'second']
+    first, second = (stored(folder, disk, PROMPTS[:3]) for disk in disks)
+    other = jax.tree.map(lambda a: 1 + a, first(PROMPTS[:1]))
+    first.fill(PROMPTS[:1], lambda part: other, 1, lambda n: None, PROMPTS[:1])  # of another mesh
+    second.path(PROMPTS[1]).unlink()
+    both = [cache.path(PROMPTS[2]) for cache in (first, second)]
+    before = [path.stat().st_mtime_ns for path in both]
+    on_hosts(
+        lambda hosts: stored(folder, disks[hosts.index], stop=StopRequest(Communicator(hosts)))
+    )
+    for prompt in PROMPTS:
+        assert first.path(prompt).read_bytes() == second.path(prompt).read_bytes()
+    assert [path.stat().st_mtime_ns for path in both] == before
 
 
 def test_a_file_of_another_prompt_or_encoder_is_not_used(tmp_path, caplog):
