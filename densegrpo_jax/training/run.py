@@ -162,6 +162,9 @@ def run(
         if guarded:
             guard = Guard(session, workdir, guarded, measured, scorer, draw, opened)
         step = saved = start
+        # Called before the processes meet outside the rounds: one that an error of its own has
+        # ended, such as a full disk, has left them, and then all save together.
+        still_together = stop.communicator.still_together
         checkpoints.rescore(progress.competing_score)  # a stop may have come before the last one
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations
         checkpoint_due = lambda: (
@@ -177,6 +180,7 @@ def run(
                 scores = result.scores[config.eval.best]
                 reporter.guarded(step, guard(step, state.ema, progress, scores))
                 if progress.guarded:
+                    still_together()
                     progress.pass_over_unguarded()
                     checkpoints.rescore(progress.competing_score)
             progress.evaluations.append(row)
@@ -189,6 +193,8 @@ def run(
                 if whole:
                     raise
                 logging.error('the metrics could not be written: %s', error)
+            if whole:
+                still_together()
             score = progress.competing_score(step)
             checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
             saved = step
@@ -206,6 +212,7 @@ def run(
                 evaluate()
                 if start:  # its checkpoint was saved before the evaluation
                     reporter.flush()
+                    still_together()
                     score = progress.competing_score(start)
                     checkpoints.amend(start, dataclasses.asdict(progress), score=score)
             while step < config.iterations and not (guard and guard.stops(progress)):
@@ -253,7 +260,7 @@ def run(
                     evaluate()
                 if evaluation_due() or checkpoint_due():
                     save()
-                stop.check()
+                stop.communicator.exchange()
         except Exception as reason:
             try:
                 _stop_together(stop, reason)
