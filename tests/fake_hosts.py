@@ -64,6 +64,6 @@ def on_hosts(function, count=2):
 
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         return [
-            future.result(timeout=60)
+            future.result(timeout=300)
             for future in [pool.submit(on_host, index) for index in range(count)]
         ]

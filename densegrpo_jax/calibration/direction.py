@@ -232,5 +232,5 @@ def _embedded(
             store.put(len(parts), embeddings=embeddings)
             parts.append(embeddings)
             bar.update(len(parts), {})
-            session.stop.check()
+            session.stop.communicator.exchange()
     return np.concatenate(parts)

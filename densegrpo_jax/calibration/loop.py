@@ -103,7 +103,7 @@ def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.n
     """
     config = session.config
     sized, schedule = prepare(session)
-    document = _opened(path, schedule, session, policy)
+    document = _shared(session, _opened(path, schedule, session, policy))
     document['finished'] = _ended(document, config) and document['after'] is not None
     if not document['finished']:
         what = _described(sized, schedule)
@@ -199,14 +199,16 @@ def settings(checked: Checked, policy: dict | None) -> dict:
 
 
 def _opened(path: pathlib.Path, schedule: Schedule, checked: Checked, policy: dict | None) -> dict:
-    """The document at `path`, or a fresh one; see `noise.geometry` and `settings`.
+    """The document at `path`, or a fresh one, as in all processes but the primary; see
+    `noise.geometry` and `settings`.
 
     Keys: psi [T], the result so far; start [T]; history [I][T], psi after every iteration;
     positives, negatives [I][T]; before, after: rewards [T+1][N] of every state (null if it has
     none), for the same prompts and noise with the start and with the result.
     """
     config, ours = checked.config, settings(checked, policy)
-    if path.exists():
+    # the primary process alone writes it; on separate disks others may have one of another run
+    if checked.hosts.primary and path.exists():
         document = noise.read(path)
         if found := identity.differences('calibration', document['settings'], ours):
             raise ValueError(
@@ -236,6 +238,12 @@ def _opened(path: pathlib.Path, schedule: Schedule, checked: Checked, policy: di
         'before': None,
         'after': None,
     }
+
+
+def _shared(checked: Checked, document: dict) -> dict:
+    """The primary process's document, in all."""
+    own = json.dumps(document).encode() if checked.hosts.primary else b''
+    return json.loads(checked.stop.communicator.exchange(own)[0])
 
 
 def _bounds(config) -> tuple[float, float]:
@@ -332,7 +340,7 @@ def _iterate(
                     'psi_mean': moved[on].mean(),
                 },
             )
-            stop.check()
+            stop.communicator.exchange()
         bar.note(f'{_outcome(document)}; sampling the first prompts again, with the result')
         document['after'], document['finished'] = json_value(rewards(0, document['psi'])), True
         keep()

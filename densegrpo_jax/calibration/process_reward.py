@@ -243,7 +243,7 @@ def _sampled(
             if len(keep):  # else the reward may have failed
                 store.put(i, **parts[-1]._asdict())
             bar.update(i + 1, {'reward': float(reward[keep].mean()) if len(keep) else 0.0})
-            session.stop.check()
+            session.stop.communicator.exchange()
     if not any(len(part.reward) for part in parts):
         raise RewardError('no image of the base model has a valid reward; the log says why')
     hidden_rows, *others = zip(*parts)

@@ -140,4 +140,5 @@ class Divergence:
                 kl[i] = value
                 if record is not None:
                     record.put(key, name, int(i), {KL: float(value)})
+        stop.communicator.still_together()  # else one stops in its last wait, and others go on
         return kl

@@ -80,7 +80,7 @@ def measure(
     keys: np.ndarray,
     group: int,
     completions: Sequence[int],
-    check_stop: Callable[[], None] = lambda: None,
+    wait: Callable = jax.block_until_ready,
     *,
     shared_noise: bool = False,
     pictures: bool = True,
@@ -91,6 +91,7 @@ def measure(
     Args:
       keys: uint32 [P, 2] of the prompts.
       completions: numbers of ODE steps, 0 for all; 0 is among them.
+      wait: a pytree of arrays -> the same, ready; may raise to end the measurement.
       shared_noise: the samples of a prompt begin with one noise. pictures: keep images.
     """
     walk, spent = Walk(flow, keys), Spent()
@@ -98,9 +99,8 @@ def measure(
     def network(make: Callable[[], tuple]):
         """Runs what evaluates the network; counts its seconds."""
         nonlocal spent
-        check_stop()
         began = time.monotonic()
-        found = jax.block_until_ready(make())
+        found = wait(make())
         spent += Spent(network_s=time.monotonic() - began)
         return found
 

@@ -4,6 +4,7 @@ stopped preflight continues.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -132,7 +133,7 @@ def _measured(
     todo = np.flatnonzero(~done)
     key = stream_key(config.seed, STREAM_PREFLIGHT, 0)
     keys = key_data(jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(chosen))))
-    rows: dict[int, dict] = {}
+    wait = functools.partial(stop.wait, poll_seconds=1e-3)  # what it waits for is timed
     with (
         Scorer(session.reward, config.reward_workers) as scorer,
         ProgressBar(
@@ -147,18 +148,16 @@ def _measured(
             flow = model.flow([chosen[i] for i in filled])
             pictures = int(new[0]) < SHOWN
             how = dict(shared_noise=r.shared_noise, pictures=pictures)
-            batch = measure(flow, keys[filled], group, counts, stop.check, **how)
+            batch = measure(flow, keys[filled], group, counts, wait, **how)
             warm = start > 0  # the first batch compiles
             for place, i in enumerate(new):
-                rows[int(i)] = row_of(batch, place, warm)
                 if record is not None:
-                    record.put(int(i), rows[int(i)], batch, place)
+                    record.put(int(i), row_of(batch, place, warm), batch, place)
             bar.update(len(chosen) - len(todo) + start + len(new))
-            stop.check()
-    if record is not None:
-        rows = record.prompts
-    shared = communicator.exchange(json.dumps(rows).encode())[0]
-    return joined({int(i): row for i, row in json.loads(shared).items()})
+            communicator.exchange()
+    rows = b'' if record is None else json.dumps(record.prompts).encode()
+    shared = json.loads(communicator.exchange(rows)[0])
+    return joined({int(i): row for i, row in shared.items()})
 
 
 def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> dict[str, Any]:

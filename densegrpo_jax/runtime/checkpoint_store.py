@@ -14,6 +14,7 @@ import json
 import logging as system_logging
 import os
 import pathlib
+import shutil
 import sys
 import threading
 import time
@@ -133,8 +134,11 @@ class Store:
             raise
 
     def remove(self, step: int) -> None:
-        """Called by all processes together."""
-        self._manager.delete(step)
+        """Removes a step from the disk, if it is there; `reload` notices. Not orbax's `delete`,
+        which waits at a barrier for processes that do not list the step.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._directory / str(step))
 
     def reload(self) -> None:
         """Lists the steps on disk anew."""

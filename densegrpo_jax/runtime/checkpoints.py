@@ -264,9 +264,14 @@ class Checkpoints:
         """
         steps = self.steps()
         kept = {*steps[-self._max_to_keep :], self._best(steps), *self._pinned, *self._unscored}
-        for step in steps:
-            if step not in kept:
+        # Those that the primary process names, as in `rescore`.
+        doomed = self._agreement.poll([step for step in steps if step not in kept])[0]
+        if not doomed:
+            return
+        with self._agreement.alike():
+            for step in doomed if self._hosts.primary else ():
                 self._store.remove(step)
+        self._store.reload()
 
     def close(self) -> None:
         """Finishes the running save, then releases orbax's threads."""

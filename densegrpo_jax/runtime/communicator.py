@@ -46,6 +46,13 @@ class Communicator:
         self.before_round()
         return [value] if self.hosts.count == 1 else self._finish_round(value)
 
+    def still_together(self) -> None:
+        """A round that does not look for a stop of this process: raises Preempted, in all processes
+        or in none, if another one has left.
+        """
+        if self.hosts.count > 1:
+            self._finish_round(b'')
+
     def merge(self, tree):
         """A pytree of float arrays, NaN where another process has the value -> whole arrays, in
         every process.

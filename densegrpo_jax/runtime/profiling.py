@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 from absl import logging
 
+from densegrpo_jax.runtime.hosts import Hosts
+
 FOLDER = 'profile'  # in the work directory
 MOST = 100  # iterations; a trace of more opens in no viewer
 TRACE = 'perfetto_trace.json.gz'
@@ -44,15 +46,20 @@ def check_profile(profile: Profile, iterations: int) -> None:
 
 class Profiler:
     """Traces iterations of a run into WORKDIR/profile; a context manager, which ends a trace that
-    an error interrupts.
+    an error interrupts. Process N of several has a folder of its own there, process_N.
 
     Args:
       profile: None: nothing is traced.
       done: iterations that the run has already.
+      hosts: the run's processes; None: this process alone.
     """
 
-    def __init__(self, profile: Profile | None, workdir: pathlib.Path, done: int):
+    def __init__(
+        self, profile: Profile | None, workdir: pathlib.Path, done: int, hosts: Hosts | None = None
+    ):
         self._profile, self._folder, self._running = profile, workdir / FOLDER, False
+        if hosts and hosts.count > 1:  # JAX takes one trace in a folder, and refuses two
+            self._folder /= f'process_{hosts.index}'
         if profile and done >= profile.last:
             logging.warning(
                 '--profile: iterations %d to %d are done already, nothing is traced',
@@ -88,7 +95,11 @@ class Profiler:
         if not self._running:
             return
         self._running = False
-        jax.profiler.stop_trace()
+        try:
+            jax.profiler.stop_trace()
+        except Exception as error:  # noqa: BLE001 (the run is worth more than its trace)
+            logging.warning('no trace was made in %s: %s', self._folder, error)
+            return
         made = max(self._folder.rglob(TRACE), key=lambda path: path.stat().st_mtime, default=None)
         logging.info(
             'made %s: open %s at https://ui.perfetto.dev, or `pip install xprof`, `xprof %s`',

@@ -42,6 +42,10 @@ class StopRequest:
     def check(self) -> None:
         """Raises Preempted if a stop was requested, in all processes of the run, and
         OtherProcessFailed if another one has ended with an error.
+
+        Others may have passed this call before they hear of it. So they must come to a round or a
+        `wait` next: where processes wait for each other in another way, as in `Agreement`, at a
+        barrier or for a program of all devices, call `communicator.exchange` instead.
         """
         if not self.requested and self.communicator.someone_leaves():
             self.signal_name = 'another process of the run'

@@ -188,36 +188,38 @@ def text_conditioning(
     prompts = list(dict.fromkeys(prompts))
     for text in prompts:
         check_text(text, 'prompt')
-    here = set(cache.missing(prompts))
-    # Processes that share a disk miss the same prompts; processes with separate disks may differ.
-    # All encode every prompt that any of them misses.
+    hosts, exchange = stop.communicator.hosts, stop.communicator.exchange
     asked = hashlib.sha256('\n'.join(prompts).encode()).digest()
-    said = stop.communicator.exchange(asked + np.array([p in here for p in prompts]).tobytes())
-    if any(not one.startswith(asked) for one in said):
+    if any(other != asked for other in exchange(asked)):
         raise ValueError(
             'the processes of the run were given different prompts: start all with the same '
             'command, on equal files'
         )
-    masks = [np.frombuffer(one[len(asked) :], bool) for one in said]
-    missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
+    here = list(cache.stored(prompts).values())
+    # Processes that share a disk store the same; on separate disks some may miss a prompt, or have
+    # it of another run, whose devices rounded otherwise. Then all encode it, and store the same.
+    first = json.loads(exchange(json.dumps(here).encode() if hosts.primary else b'')[0])
+    unlike = np.array([a != b for a, b in zip(here, first, strict=True)])
+    masks = [np.frombuffer(mask, bool) for mask in exchange(unlike.tobytes())]
+    anew = {prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))}
+    missing = [p for p, says in zip(prompts, first) if p in anew or not says]
     if missing:
         named = hashlib.sha256('\n'.join(missing).encode()).hexdigest()[:16]
-        with Agreement(stop.communicator.hosts, f'text/{named}').alike():
+        with Agreement(hosts, f'text/{named}').alike():
             cache.check_room(missing)
         logging.info('encoding %d prompts into %s', len(missing), directory or 'memory')
         split = lambda tree: shardings(tree, mesh, pipeline.sharding_rules)
         params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)
         encoder = Encoder(pipeline, params, mesh=mesh)
-        show = stop.communicator.hosts.primary
         with ProgressBar(
-            len(missing), label='prompts', every_seconds=10, show=show, unit='prompt'
+            len(missing), label='prompts', every_seconds=10, show=hosts.primary, unit='prompt'
         ) as bar:
 
             def done(count: int) -> None:
                 bar.update(count)
-                stop.communicator.exchange()
+                exchange()
 
-            cache.fill(missing, encoder, encoder.batch, done)
+            cache.fill(missing, encoder, encoder.batch, done, anew)
     return cache
 
 

@@ -4,11 +4,12 @@ trains.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -78,36 +79,37 @@ class TextCache:
         name = hashlib.sha256(f'{self._key}\n{prompt}'.encode()).hexdigest()
         return self._directory / name[:2] / f'{name}.safetensors'
 
-    def missing(self, prompts: Iterable[str]) -> list[str]:
-        """The distinct prompts that are not stored yet, in order. A file that was cut short, or is
-        of another prompt or encoder, counts as missing, and is removed.
+    def stored(self, prompts: Iterable[str]) -> dict[str, str]:
+        """Distinct prompt -> a hash of its conditioning; '' if it is not stored yet. A file that
+        was cut short, or is of another prompt or encoder, is removed.
 
         Raises:
           FileNotFoundError: something else than a file has a file's name.
         """
-        distinct = list(dict.fromkeys(prompts))
-        for path in map(self.path, distinct) if self._on_disk else ():
-            if found := self._problem(path):
-                logging.warning('%s is %s; its prompt is encoded anew', path, found)
-                path.unlink(missing_ok=True)
-        return [p for p in distinct if not self._has(p)]
+        return {prompt: self._stored(prompt) for prompt in prompts}
 
-    def _problem(self, path: pathlib.Path) -> str | None:
-        """What is wrong with a file, by its header and length alone; None if nothing is, or if
-        there is none.
-        """
-        if not os.path.lexists(path):
-            return None
+    def _stored(self, prompt: str) -> str:
+        path = self.path(prompt)
+        if not self._on_disk or not os.path.lexists(path):
+            return 'held' if self._has(prompt) else ''
         check_file(path)
-        if path.stat().st_size != self._bytes:
-            return 'damaged'
-        try:
-            with safetensors.safe_open(path, framework='numpy') as file:
-                notes = file.metadata() or {}
-        except safetensors.SafetensorError:
-            return 'damaged'
-        mine = notes.get(SAYS, '').startswith(f'{path.stem} ')
-        return None if mine else 'the file of another prompt'
+        found, says = 'damaged', ''
+        if path.stat().st_size == self._bytes:
+            # the header alone: the arrays are hashed when they are read
+            with (
+                contextlib.suppress(safetensors.SafetensorError),
+                safetensors.safe_open(path, framework='numpy') as file,
+            ):
+                found, says = 'the file of another prompt', (file.metadata() or {}).get(SAYS, '')
+        if says.startswith(f'{path.stem} '):
+            return says[-16:]
+        logging.warning('%s is %s; its prompt is encoded anew', path, found)
+        path.unlink(missing_ok=True)
+        return ''
+
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        """The distinct prompts that are not stored yet, in order; see `stored`."""
+        return [prompt for prompt, says in self.stored(prompts).items() if not says]
 
     def check_room(self, prompts: Sequence[str]) -> None:
         """Raises ValueError if the disk has too little room for the files of `prompts`."""
@@ -131,15 +133,18 @@ class TextCache:
         encode: Callable[[list[str]], Conditioning],
         batch: int,
         done: Callable[[int], None],
+        anew: Collection[str] = (),
     ) -> None:
         """Encodes and stores `prompts`, `batch` at a time; calls `done(count)` after each batch.
         After a stop it continues with the missing prompts.
+
+        anew: those of the prompts that replace what is stored.
         """
         for start in range(0, len(prompts), batch):
             part = list(prompts[start : start + batch])
             rows = encode(part)
             for i, prompt in enumerate(part):
-                if self._has(prompt):
+                if prompt not in anew and self._has(prompt):
                     continue  # another process was first
                 row = {n: np.asarray(rows[n][i]).astype(d) for n, d in self._dtypes.items()}
                 if self._on_disk:

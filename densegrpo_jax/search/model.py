@@ -98,8 +98,9 @@ class Model:
         guide = None
         if has_gradient(session.reward):
             features = text_features(session.reward, [q.text for q in prompts])
-            guide = lambda x, k: self._guide(
-                *self._fixed, text, x, sigmas[k], self._rewards, features
+            # its caller reads the reward: a process must not hang there once another has stopped
+            guide = lambda x, k: session.stop.wait(
+                self._guide(*self._fixed, text, x, sigmas[k], self._rewards, features)
             )
         return Flow(
             sigmas,

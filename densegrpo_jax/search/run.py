@@ -202,7 +202,7 @@ def search(
                     without = {int(i) for i in rows[error.rows]}
                     failed += without
                     left = [i for i in left if i not in without]
-                    stop.check()
+                    stop.communicator.exchange()
                     continue
                 left = left[together:]
                 seconds = (time.monotonic() - began) / len(chosen)
@@ -216,7 +216,7 @@ def search(
                 searched = len(todo) - len(left) - len(failed)
                 spent = searched * budget.expected.evaluations
                 bar.update(len(prompts) - len(todo) + searched, {'nfe': spent, 'best': best})
-                stop.check()
+                stop.communicator.exchange()
     if results is not None:
         results.write_summary(f'{o.method}, {o.nfe} evaluations a prompt')
     if failed:

@@ -112,7 +112,7 @@ def run(
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     with Agreement(checked.hosts, 'room').alike():
         if done != config.iterations:
-            check_room(workdir, size / checked.hosts.count, 'a checkpoint')
+            check_room(workdir, size, 'a checkpoint')  # one, which all processes write
     measured = open_record(checked, guarded, workdir) if guarded else None
     announce(checked, shapes, accumulation, workdir, guarded)
     chosen = lambda step: prompts_for_step(checked.train, r.prompts, step, config.seed)
@@ -144,7 +144,7 @@ def run(
             config, workdir, session.hosts, start, since, full_use, started
         ) as reporter,
         checkpoints,
-        Profiler(profile, workdir, start) as profiler,
+        Profiler(profile, workdir, start, session.hosts) as profiler,
         contextlib.ExitStack() as opened,
     ):
         collector = Collector(session, scorer, r.group, r.prompts_per_batch, config.eval.groups)
@@ -155,6 +155,9 @@ def run(
         if guarded:
             guard = Guard(session, workdir, guarded, measured, scorer, draw, opened)
         step = saved = start
+        # Called before the processes meet outside the rounds: one that an error of its own has
+        # ended, such as a full disk, has left them, and then all save together.
+        still_together = stop.communicator.still_together
         checkpoints.rescore(progress.competing_score)  # a stop may have come before the last one
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations
         checkpoint_due = lambda: (
@@ -170,6 +173,7 @@ def run(
                 scores = result.scores[config.eval.best]
                 reporter.guarded(step, guard(step, state.ema, progress, scores))
                 if progress.guarded:
+                    still_together()
                     progress.pass_over_unguarded()
                     checkpoints.rescore(progress.competing_score)
             progress.evaluations.append(row)
@@ -182,6 +186,8 @@ def run(
                 if whole:
                     raise
                 logging.error('the metrics could not be written: %s', error)
+            if whole:
+                still_together()
             score = progress.competing_score(step)
             checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
             saved = step
@@ -199,6 +205,7 @@ def run(
                 evaluate()
                 if start:  # its checkpoint was saved before the evaluation
                     reporter.flush()
+                    still_together()
                     score = progress.competing_score(start)
                     checkpoints.amend(start, dataclasses.asdict(progress), score=score)
             while step < config.iterations and not (guard and guard.stops(progress)):
@@ -246,7 +253,7 @@ def run(
                     evaluate()
                 if evaluation_due() or checkpoint_due():
                     save()
-                stop.check()
+                stop.communicator.exchange()
         except Exception as reason:
             try:
                 _stop_together(stop, reason)

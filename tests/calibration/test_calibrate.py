@@ -2,6 +2,7 @@
 psi and with a wrong one.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ from configs import tiny_ocr
 from densegrpo_jax.calibration import loop as calibration
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import noise, session
@@ -20,6 +22,7 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.run import run as train
 from tests import miniature
+from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import FEW, Brightness
 
@@ -166,6 +169,23 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
         and len(longer['history']) == 4
         and longer['finished']
     )
+
+
+def test_all_processes_go_on_with_the_file_of_the_first(folder, texts, tmp_path):
+    config = make_config(folder, texts)
+    checked = session.check(config, one_device(), StopRequest(), needs=('train',))
+    _, schedule = calibration.prepare(checked)
+    fresh = calibration._opened(tmp_path / 'none', schedule, checked, None)
+    for disk in range(2):  # that of the second is of another run
+        noise.write(tmp_path / str(disk) / 'psi.json', {**fresh, 'psi': [float(disk)] * 3})
+
+    def opened(hosts):
+        here = dataclasses.replace(checked, stop=StopRequest(Communicator(hosts)))
+        path = tmp_path / str(hosts.index) / 'psi.json'
+        return calibration._shared(here, calibration._opened(path, schedule, here, None))
+
+    first, second = on_hosts(opened)
+    assert first == second and first['psi'] == [0.0] * 3
 
 
 def test_the_rule_of_the_paper_and_the_end(folder, texts, tmp_path):

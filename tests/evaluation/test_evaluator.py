@@ -26,7 +26,7 @@ from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.session import Session
 from tests.clip_folder import random_clip
@@ -331,6 +331,26 @@ def test_kl_in_closed_form(tmp_path):
     np.testing.assert_allclose(
         found[:9], per_velocity * np.square(0.2 * (1 + np.arange(9))), rtol=1e-4
     )
+
+
+def test_a_stop_in_the_last_wait_for_the_kl_ends_all_processes(monkeypatch):
+    """What comes next may wait without a limit."""
+    monkeypatch.setattr(Communicator, 'POLL_SECONDS', 1e9)
+    monkeypatch.setattr(
+        Communicator, 'leave', functools.partialmethod(Communicator.leave, seconds=60)
+    )
+    config = default_config()
+    config.rollout.update(steps=4, kernel='sde', noise='constant', level=0.7, first=1)
+    encoder = lambda texts: {'pooled': np.ones((len(texts), 1), np.float32)}
+
+    def measured(hosts):
+        here = session(config, encoder, 8, Line(), hosts)
+        divergence = Divergence(here, PROMPTS, 8)
+        if hosts.primary:
+            divergence._divergence = lambda *_: setattr(here.stop, 'signal_name', 'SIGTERM')
+        return divergence(np.float32(0.2), None, 'x')
+
+    assert [type(end) for end in on_hosts(measured)] == [Preempted, Preempted]
 
 
 def test_records_of_other_settings_are_refused(tmp_path):

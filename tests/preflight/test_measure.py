@@ -1,12 +1,18 @@
 """What is measured, on a flow of one dimension whose every answer is known."""
 
+import dataclasses
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.preflight.measure import completed, evaluations, measure
 from densegrpo_jax.preflight.signal import decided, signals
+from densegrpo_jax.runtime.communicator import Communicator
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.search.loop import Walk
+from tests.fake_hosts import on_hosts
 from tests.preflight.planted import credits_of
 from tests.search.gaussian import gaussian_flow, prompt_keys, velocity
 
@@ -81,6 +87,20 @@ def test_a_transition_without_noise_decides_nothing():
     np.testing.assert_array_equal(found.twins[-1], found.again)
     np.testing.assert_array_equal(found.again, found.terminal)
     assert decided(found).steps[-1].value == 0
+
+
+def test_a_stop_of_one_process_ends_the_wait_of_the_other():
+    """An evaluation that one process does not begin never ends: it runs on the devices of all."""
+    flow = dataclasses.replace(gaussian_flow(1), velocity=lambda x, k: Future())
+
+    def work(hosts):
+        stop = StopRequest(Communicator(hosts))
+        if hosts.primary:
+            stop.signal_name = 'SIGTERM'
+            stop.check()
+        measure(flow, prompt_keys(2), 3, (0,), stop.wait)
+
+    assert [type(end) for end in on_hosts(work)] == [Preempted, Preempted]
 
 
 def test_an_image_without_a_score_is_nan():

@@ -219,6 +219,22 @@ def test_all_hosts_rescore_alike_whatever_each_sees(tmp_path, monkeypatch):
         assert after.best_step() == 2 and after.meta(2) == {'step': 2}
 
 
+def test_the_first_host_removes_what_it_lists(tmp_path):
+    save_steps(tmp_path, [1, 2, 3], max_to_keep=3)
+    removers = []
+
+    def remove(hosts):
+        with Checkpoints(tmp_path, max_to_keep=1, hosts=hosts) as checkpoints:
+            if not hosts.primary:  # the folder is late to show it one
+                checkpoints.steps = lambda: [1, 3]
+            of_store = checkpoints._store.remove
+            checkpoints._store.remove = lambda step: removers.append(hosts.index) or of_store(step)
+            checkpoints._remove_old()
+            return checkpoints._store.steps()
+
+    assert on_hosts(remove) == [[3], [3]] and removers == [0, 0]
+
+
 def test_pinned_steps_stay(tmp_path):
     with Checkpoints(tmp_path, max_to_keep=1, pinned=(2, 9)) as checkpoints:
         for step in (1, 2, 3, 4):

@@ -51,6 +51,19 @@ def test_a_round_that_one_leaves_ends_for_all_and_so_do_later_ones():
     assert on_hosts(loop, 3) == [([[b'\0', b'\1', b'\2']] * 2, True)] * 3
 
 
+def test_a_round_can_wait_for_a_stop_of_its_own_process():
+    def meet(hosts):
+        communicator = Communicator(hosts)
+        communicator.before_round = lambda: 1 / 0  # wants to stop
+        communicator.still_together()
+        if hosts.index == 1:
+            return communicator.leave()
+        communicator.still_together()
+
+    Communicator().still_together()
+    assert [type(end) for end in on_hosts(meet, 3)] == [Preempted, type(None), Preempted]
+
+
 def test_who_leaves_need_not_wait_for_ever():
     def leave(hosts):
         if hosts.index == 1:

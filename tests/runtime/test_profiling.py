@@ -2,6 +2,7 @@
 
 import pytest
 
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.profiling import Profile, Profiler, check_profile, profile_of
 
 
@@ -42,6 +43,18 @@ def test_an_error_ends_the_trace(traced, tmp_path):
         profiler.begin(1)
         1 / 0  # noqa: B018
     assert traced == ['start profile', 'stop']
+
+
+def test_each_of_several_processes_has_its_own_folder(traced, tmp_path):
+    with Profiler(Profile(1, 1), tmp_path, 0, Hosts(1, 2)) as profiler:
+        profiler.begin(1)
+    assert traced == ['start process_1', 'stop']
+
+
+def test_a_trace_that_fails_ends_no_run(traced, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr('jax.profiler.stop_trace', lambda: 1 / 0)
+    iterate(Profile(1, 1), tmp_path, 1, 2, traced)
+    assert traced == ['start profile', 1, 2] and 'no trace was made in' in caplog.text
 
 
 @pytest.mark.parametrize('text', ['', '3', '0:1', '3:0', '-1:2', '3:101', '1:2:3', 'a:b', '3: 2'])

@@ -137,6 +137,22 @@ def test_processes_with_other_prompts_are_refused(folder, tmp_path, theirs):
         assert type(error) is ValueError and 'were given different prompts' in str(error)
 
 
+def test_processes_with_separate_disks_have_one_encoding_of_a_prompt(folder, tmp_path):
+    disks = [tmp_path / 'first', tmp_path / 'second']
+    first, second = (stored(folder, disk, PROMPTS[:3]) for disk in disks)
+    other = jax.tree.map(lambda a: 1 + a, first(PROMPTS[:1]))
+    first.fill(PROMPTS[:1], lambda part: other, 1, lambda n: None, PROMPTS[:1])  # of another mesh
+    second.path(PROMPTS[1]).unlink()
+    both = [cache.path(PROMPTS[2]) for cache in (first, second)]
+    before = [path.stat().st_mtime_ns for path in both]
+    on_hosts(
+        lambda hosts: stored(folder, disks[hosts.index], stop=StopRequest(Communicator(hosts)))
+    )
+    for prompt in PROMPTS:
+        assert first.path(prompt).read_bytes() == second.path(prompt).read_bytes()
+    assert [path.stat().st_mtime_ns for path in both] == before
+
+
 def test_a_file_of_another_prompt_or_encoder_is_not_used(tmp_path, caplog):
     """Exchanged files are encoded anew, changed values end the run; both were trained on."""
     shapes, prompts = _rows(1), PROMPTS[:2]

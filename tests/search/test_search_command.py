@@ -1,8 +1,10 @@
 """The search of prompts with a real pipeline: what is kept, how it continues, what is refused."""
 
 import dataclasses
+import functools
 import json
 import types
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -16,9 +18,10 @@ from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.rewards.local.pixels import PixelsReward
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.stop import Preempted
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.search import model, run
 from densegrpo_jax.search.__main__ import given_images
@@ -26,6 +29,7 @@ from densegrpo_jax.search.model import Model, temperature_of
 from densegrpo_jax.search.record import FILE
 from tests import miniature
 from tests.clip_folder import random_clip
+from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import make_config
 
@@ -153,6 +157,33 @@ def test_one_prompt_without_scores_does_not_stop_the_others(session, tmp_path, m
     for row in found.values():  # of those with a score
         (first, none, last) = (r for *_, r in row['candidates'])
         assert none is None and row['final']['total'] == pytest.approx((first + last) / 2)
+
+
+def test_a_stop_after_the_last_batch_ends_all_processes(session, tmp_path, monkeypatch):
+    """One may have looked for it before another is asked to stop."""
+    monkeypatch.setattr(Communicator, 'POLL_SECONDS', 1e9)
+    bounded = functools.partialmethod(Communicator.leave, seconds=60)
+    monkeypatch.setattr(Communicator, 'leave', bounded)
+    chosen = changed(session, method='best_of_n', nfe=9, particles=0)
+
+    def search(hosts):
+        here = dataclasses.replace(chosen, stop=StopRequest(Communicator(hosts)))
+        stopping = lambda *_: setattr(here.stop, 'signal_name', 'SIGTERM')
+        if hosts.primary:
+            monkeypatch.setattr(run.Results, 'put', stopping)
+        return run.search(here, None, PROMPTS[:2], tmp_path)
+
+    assert [type(end) for end in on_hosts(search)] == [Preempted, Preempted]
+
+
+def test_a_stop_ends_the_wait_for_a_gradient(session):
+    """Of a program that another process has not begun."""
+    here = dataclasses.replace(session, stop=StopRequest())
+    endless = Model(here, None, None, search_kernel_of(session.config))
+    endless._guide = lambda *_: Future()
+    flow, here.stop.signal_name = endless.flow(PROMPTS[:2]), 'SIGTERM'
+    with pytest.raises(Preempted):
+        flow.guide(np.zeros((2, 1, *flow.shape), np.float32), 0)
 
 
 # The gradient is compared below, the guided laws are in test_laws.py.

@@ -42,7 +42,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # processes. SPOILED names a checkpoint that the second process alone cannot read, STOPPED one after
 # whose save it gets a SIGTERM.
 CONFIG = """
-import os, signal, sys
+import os, signal, sys, time
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.checkpoint_store import Store
 from densegrpo_jax.runtime.checkpoints import Checkpoints
@@ -57,6 +57,7 @@ def arrays(self, step, *args, _arrays=Store.arrays):
 def save(self, step, *args, _save=Checkpoints.save, **kwargs):
     _save(self, step, *args, **kwargs)
     if str(step) == os.environ.get('STOPPED') and '--process_id=1' in sys.argv:
+        time.sleep(1)  # the other one is ahead
         os.kill(os.getpid(), signal.SIGTERM)
 
 def check(self, max_bad, _check=Progress.check):
@@ -333,9 +334,10 @@ def test_two_processes_search_as_one(config_file, alone, tmp_path):
 
 @pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(config_file, alone, tmp_path):
+    """After the last save, where both wait for each other next."""
     workdir = tmp_path / 'two'
-    with processes(config_file, workdir, '--config.iterations=2') as started:
-        assert ended(started, workdir) == [0, 0]
+    with processes(config_file, workdir, '--config.iterations=2', stopped='2') as started:
+        assert ended(started, workdir) == [75, 75]
     config = load(config_file)
     run(config, workdir, mesh_of(config), StopRequest())
     assert [row['step'] for row in rows(workdir)] == [0, 1, 2, 3]
@@ -346,8 +348,9 @@ def test_one_process_goes_on_where_two_stopped(config_file, alone, tmp_path):
 def test_an_error_of_one_process_lets_both_save_the_last_update_and_ends_both(
     config_file, tmp_path
 ):
+    """The other one is about to save too, where it waits for this one."""
     workdir = tmp_path / 'two'
-    options = ['--config.checkpoint.every=10', '--config.eval.every=10']
+    options = ['--config.checkpoint.every=1', '--config.eval.every=10']
     with processes(config_file, workdir, *options, failed='yes') as started:
         assert ended(started, workdir) == [1, 2]
     assert final_state(workdir)[0] == 1
