@@ -330,7 +330,7 @@ def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
         for step, (moved, reward) in enumerate(zip(changes, rewards)):
             for update in (2 * step - 1, 2 * step) if step else ():
                 guard.watch(update, {'reward': reward}, history)
-            history = History.of(json.loads(json.dumps(dataclasses.asdict(history))))
+            history = History(**json.loads(json.dumps(dataclasses.asdict(history))))
             scores = easy + moved + 0.01 * rng.standard_normal(16)
             scores[3] = np.nan if step == 2 else scores[3]
             guard._compare(history, 2 * step, scores.astype(np.float32))
