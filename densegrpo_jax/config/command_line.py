@@ -275,13 +275,13 @@ def _configuration() -> _Configuration | None:
 
 
 def _parse(args: list[str]) -> list[str]:
+    config = _configuration()
     try:
         check_flag_files(args)
         if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
-            config = _configuration()
             training = config is not None and config.training
             show_help(args, keys=training, listed=config is not None and config.listed)
-        if (config := _configuration()) is not None and config.of_run:
+        if config is not None and config.of_run:
             args = with_own_configuration(args)
         left = flags.FLAGS(args)
         may_lack = _may_lack()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-FILE = 'config.json'  # of a run
+CONFIG = 'config.json'  # of a run
 
 
 def with_own_configuration(args: Sequence[str]) -> list[str]:
@@ -26,7 +26,7 @@ def with_own_configuration(args: Sequence[str]) -> list[str]:
             found[named[1]] = following if named[2] is None else named[2][1:]
     if 'config' in found or not found.get('workdir'):
         return [*args]
-    file = pathlib.Path(found['workdir']).expanduser() / FILE
+    file = pathlib.Path(found['workdir']).expanduser() / CONFIG
     if not file.is_file():
         raise flags.Error(
             f'there is no --config, and --workdir={found["workdir"]} is no run whose own could be '

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from densegrpo_jax.config.of_run import CONFIG
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.runtime.files import LOCK, holder
@@ -51,7 +52,6 @@ GROUP_FORM = {
 READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best', 'guard.action')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
 LONGEST = 10_000  # characters of a command that is shown
-CONFIG = 'config.json'
 RECIPE = 'recipe.json'  # the configuration that the run's command names, in its folder
 # what `read_run` reads; folders have the time of their newest file
 READ_FILES = (

@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import pytest
@@ -16,6 +15,7 @@ from densegrpo_jax.__main__ import COMMANDS
 from densegrpo_jax.rewards import Scorer
 from densegrpo_jax.runtime.startup import check_device, cpu_devices
 from densegrpo_jax.sampling import execution
+from tests.process_flags import process_flags
 
 
 def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
@@ -34,17 +34,7 @@ def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
 
 
 def test_a_run_ends_before_anything_is_loaded(tmp_path):
-    flag = types.SimpleNamespace(
-        config=None,
-        workdir=str(tmp_path),
-        device='tpu',
-        cpu_devices=0,
-        heartbeat=0,
-        distributed='off',
-        coordinator='',
-        num_processes=0,
-        process_id=-1,
-    )
+    flag = process_flags(tmp_path, device='tpu')
     with pytest.raises(ValueError, match='--device=tpu, but JAX found'):
         execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
 
@@ -62,17 +52,8 @@ def test_who_waited_in_vain_for_the_others_says_so_and_starts_no_device(
         monkeypatch.setattr(jax, name, lambda: pytest.fail('a device was started'))
     left = []
     monkeypatch.setattr(execution, 'leave_at_once', left.append)
-    flag = types.SimpleNamespace(
-        config=None,
-        workdir=str(tmp_path),
-        device='',
-        cpu_devices=0,
-        heartbeat=9,
-        distributed='on',
-        coordinator='a:1',
-        num_processes=2,
-        process_id=1,
-    )
+    joins = dict(heartbeat=9, distributed='on', coordinator='a:1', num_processes=2, process_id=1)
+    flag = process_flags(tmp_path, **joins)
     execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
     assert left == [2]
     assert (

@@ -13,6 +13,7 @@ from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import execution
 from tests.fake_hosts import on_hosts
+from tests.process_flags import process_flags
 
 
 class Left(Exception):
@@ -40,17 +41,8 @@ def statuses(tmp_path, monkeypatch):
     for name in ('start_devices', 'start_processes', 'keep_compiled', 'make_mesh'):
         monkeypatch.setattr(execution, name, lambda *_, **__: None)
     monkeypatch.setattr(execution.logging, 'set_verbosity', lambda level: None)
-    flag = types.SimpleNamespace(
-        config=types.SimpleNamespace(mesh=None),
-        workdir=str(tmp_path),
-        device='',
-        cpu_devices=0,
-        heartbeat=0,
-        distributed='on',
-        coordinator='',
-        num_processes=0,
-        process_id=-1,
-    )
+    config = types.SimpleNamespace(mesh=None)
+    flag = process_flags(tmp_path, config=config, distributed='on')
 
     def run(work):
         def on_host(hosts):

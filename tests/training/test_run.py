@@ -7,7 +7,6 @@ import json
 import pathlib
 import shutil
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from densegrpo_jax.sampling import execution
 from densegrpo_jax.training.progress import TrainingDiverged
 from densegrpo_jax.training.run import run
 from tests.compiler import QUICK
+from tests.process_flags import process_flags
 from tests.programs import shared_programs  # noqa: F401
 from tests.rewards.loopback import serving
 from tests.training.small_run import (
@@ -446,19 +446,8 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(
     def run(*args, **options):
         raise error
 
-    flag = SimpleNamespace(
-        config=tiny_ocr.get_config(),
-        workdir=str(tmp_path),
-        device='',
-        cpu_devices=0,
-        heartbeat=0,
-        distributed='off',
-        coordinator='',
-        num_processes=0,
-        process_id=-1,
-        unread='warn',
-        profile=None,
-    )
+    config = tiny_ocr.get_config()
+    flag = process_flags(tmp_path, config=config, unread='warn', profile=None)
     monkeypatch.setattr('densegrpo_jax.training.run.run', run)
     for name in ('start_devices', 'keep_compiled'):
         monkeypatch.setattr(execution, name, lambda *args: None)
