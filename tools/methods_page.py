@@ -27,7 +27,7 @@ RECIPE = 'tiny_ocr'
 STEPS = (6, 10)  # T of the miniature, and of the SD3.5 recipes
 RESULTS = ROOT / 'docs' / 'results'
 # Methods whose runs are variants of the reproduction, and one that trains on another reward.
-VARIANTS = {'dense_grpo': 'dense', 'gae': 'gae_0.5'}
+VARIANTS = {'dense_grpo': 'dense', 'flow_grpo_weighted': 'sparse_weighted_2', 'gae': 'gae_0.5'}
 ELSEWHERE = {'d2_align': 'its own reward 1.009 → 1.055 ([d2_align.md](d2_align.md))'}
 WITH_EMBEDDING = 'tiny_scene'  # D2-Align needs a reward with an embedding
 # Methods that train with a file -> the command that makes it, the variant that it takes, the file,

@@ -62,6 +62,9 @@ RECIPES = {
     'tiny_geneval': Verified(RESULT, _SHAPES),
     'tiny_ocr': Verified(RESULT, '[demo](results/demo/README.md), three seeds'),
     'tiny_ocr_long': Verified(RESULT, '[the longer run](results/long/README.md)'),
+    'tiny_ocr_quick': Verified(
+        RESULT, '[demo](results/demo/README.md#a-tenth-of-the-network-evaluations), three seeds'
+    ),
     'tiny_preference': Verified(RESULT, _SHAPES),
     'tiny_pretrain': Verified(RESULT, 'made the miniature that is shipped, densegrpo_jax/assets'),
     'tiny_scene': Verified(

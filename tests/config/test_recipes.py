@@ -163,6 +163,7 @@ KL = {'loss.beta', 'loss.kl_form'}
 RECIPE_DECIDES = {
     'dense_grpo': NOISE | KL | {'credit.std'},
     'flow_grpo': {'rollout.level', 'loss.beta'},
+    'flow_grpo_weighted': {'rollout.level', 'loss.beta'},
     'coca': NOISE | KL | {'credit.std'},
     'coca_weighted': NOISE | KL | {'credit.std'},
     'guard': {'loss.kl_form'},

@@ -183,8 +183,7 @@ def test_the_quick_demo_is_another_method_beside_the_first(project):
     (runs[0] / 'summary.json').touch()
     done, calls = run('demo.sh', '--quick', '--config.seed=1')
     assert calls[-1][2:] == [
-        '--config=configs/tiny_ocr.py:method=coca_weighted',
-        '--config.iterations=70',
+        '--config=configs/tiny_ocr_quick.py',
         '--workdir=runs/tiny_ocr_quick',
         '--require_gain=0',
         '--config.seed=1',

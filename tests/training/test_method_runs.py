@@ -52,6 +52,7 @@ CASES = {
     'dance': ({}, 1, 4),  # 60 % of three, rounded down
     'dense_grpo': ({}, 3, 4 + 3 + 2 + 1),
     'flow_grpo': ({}, 3, 4),
+    'flow_grpo_weighted': ({}, 3, 4),
     'flow_cps': ({}, 3, 4),
     'coca': ({}, 3, 4),
     'coca_weighted': ({}, 3, 4),
