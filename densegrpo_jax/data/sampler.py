@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from densegrpo_jax.data.prompts import Prompt
+
 T = TypeVar('T')
 
 
@@ -41,10 +43,16 @@ def prompts_for_step(prompts: Sequence[T], count: int, step: int, seed: int) -> 
     return [prompts[int(i)] for i in order[position * count : (position + 1) * count]]
 
 
-def some_prompts(prompts: Sequence[T], count: int, seed: int, stream: int) -> list[T]:
-    """`count` different prompts in their order, or all if there are fewer; at random by the seed
-    and the stream, as a set may be in some order.
+def some_prompts(prompts: Sequence[Prompt], count: int, seed: int, stream: int) -> list[Prompt]:
+    """`count` rows in their order, or all if there are fewer; at random by the seed and the stream,
+    as a set may be in some order. Rows of equal text are no independent ones for a statistic: a
+    text comes a second time only if all others are there.
     """
     rng = np.random.default_rng([seed, stream])
-    picked = rng.choice(len(prompts), size=min(count, len(prompts)), replace=False)
-    return [prompts[int(i)] for i in sorted(picked)]
+    rows: dict[str, int] = {}
+    again = [i for i, prompt in enumerate(prompts) if rows.setdefault(prompt.text, i) != i]
+    picked: list[int] = []
+    for among in ([*rows.values()], again):
+        size = min(count - len(picked), len(among))
+        picked += rng.choice(among, size=size, replace=False).tolist() if size else []
+    return [prompts[i] for i in sorted(picked)]

@@ -2,12 +2,13 @@
 
     python -m experiments.guarded --seeds=0,1,2 --workdir=runs/guarded --out=runs/guarded/report
 
-Trains with a reward that can be hacked (scene.yaml) and with one that is what it means
-(shapes.yaml), with a guard that only warns: bit for bit the runs without one. So a run shows both,
-the checkpoint with the best trained score, and the best of those at which no unseen score has
-fallen. The same command, run again, continues. Writes the page with the tables into --out, and
-outcomes.json, so that other cases and seeds join those already there; text in its notes.md goes at
-the end of the page. Exit status as `experiments.reproduce`.
+Trains with a reward that can be hacked (scene.yaml), with one that is what it means (shapes.yaml)
+and with one whose gain an unseen score shares (preference.yaml), with a guard that only warns: bit
+for bit the runs without one. So a run shows both, the checkpoint with the best trained score, and
+the best of those at which no unseen score has fallen. The same command, run again, continues.
+Writes the page with the tables into --out, and outcomes.json, so that other cases and seeds join
+those already there; text in its notes.md goes at the end of the page. Exit status as
+`experiments.reproduce`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ from experiments.reproduction.sweep import Run, base_digest, check_runs, run_all
 HERE = pathlib.Path(__file__).parent
 TITLE = '# What the guard changes'
 FILE = 'outcomes.json'  # in --out
-CASES = {'scene': 'a reward that can be hacked', 'shapes': 'a reward that is what it means'}
+CASES = {
+    'scene': 'a reward that can be hacked',
+    'shapes': 'a reward that is what it means',
+    'preference': 'a reward whose gain the shapes share',
+}
 
 
 class Chosen(NamedTuple):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step, some_prompts
 
 
@@ -49,9 +50,12 @@ def test_errors_name_the_numbers():
 
 
 def test_some_prompts_are_different_ones_in_their_order():
-    train = [f'prompt {i}' for i in range(30)]
+    train = [Prompt(f'prompt {i}') for i in range(30)]
     chosen = some_prompts(train, 12, 0, 10)
-    assert len(set(chosen)) == 12 and chosen == some_prompts(train, 12, 0, 10)
+    assert len({p.text for p in chosen}) == 12 and chosen == some_prompts(train, 12, 0, 10)
     assert chosen == sorted(chosen, key=train.index)
     assert chosen != some_prompts(train, 12, 1, 10) != some_prompts(train, 12, 1, 3)
     assert some_prompts(train, 10**6, 0, 10) == train
+    often = [Prompt(text, {'row': i}) for i, text in enumerate('aaaaabcaaaa')]
+    assert [p.text for p in some_prompts(often, 3, 0, 10)] == ['a', 'b', 'c']
+    assert sorted(p.text for p in some_prompts(often, 5, 0, 10)) == ['a', 'a', 'a', 'b', 'c']
