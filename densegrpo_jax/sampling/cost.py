@@ -55,8 +55,9 @@ class Probed(NamedTuple):
 
 def of_sample(config, schedule: Schedule) -> SampleCost:
     """Counts; no weights are read."""
-    plans = [found.plan for found in executed(config, schedule)]
-    process = process_cost(config, schedule)
+    found = executed(config, schedule)
+    plans = [each.plan for each in found]
+    process = [process_cost(config, each) for each in found]
     # Samples of one start are alike up to their first noise, with which they also begin to drift.
     # Steps of a plan whose noise is 0 in an iteration (`moving.steps`) are not seen here.
     images = [distinct_images(plan, beside(config)) for plan in plans]
@@ -64,8 +65,8 @@ def of_sample(config, schedule: Schedule) -> SampleCost:
         statistics.fmean(plan.nfe for plan in plans),
         statistics.fmean(images),
         probe_evaluations(config, schedule) / config.rollout.group,
-        process.evaluations,
-        process.gradients,
+        statistics.fmean(each.evaluations for each in process),
+        statistics.fmean(each.gradients for each in process),
     )
 
 

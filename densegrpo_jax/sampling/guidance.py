@@ -151,8 +151,14 @@ def guidance_maker(
 
 
 def _steps(config, schedule: Schedule) -> tuple[int, ...]:
-    return schedule.guided if drifts(config) else ()
+    """That drift: a window with a plan of its own has silent ones."""
+    return _of(schedule, schedule.masks.stochastic) if drifts(config) else ()
 
 
 def _states(config, schedule: Schedule) -> tuple[int, ...]:
-    return process_states(schedule.guided, config.credit.process)
+    """That the credit of trained transitions reads."""
+    return process_states(_of(schedule, schedule.masks.trained), config.credit.process)
+
+
+def _of(schedule: Schedule, mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(k for k in schedule.guided if mask[k])

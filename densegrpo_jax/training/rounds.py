@@ -131,7 +131,7 @@ class Rounds:
             sum(round(r.nfe * r.std.shape[1]) for r in rollouts),
             images=0,
             probe=probe_evaluations(config, self._schedule) * len(prompts),
-            process=process_cost(config, self._schedule).evaluations * len(ids),
+            process=process_cost(config, self._plan(fixed)).evaluations * len(ids),
         )
         nfe = int(of_all.network(self._session.negative is not None))
         of_groups = [prompts[p] for p in order]

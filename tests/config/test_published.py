@@ -59,7 +59,7 @@ NFE = {
     ('dance', FLUX): 16,
     ('mix', FLUX): 25,
     ('aegpo', FLUX): 16 + 2 * 16 / 12,  # policy and base are probed once for a prompt
-    ('euphonium', FLUX): 16 + 5,  # and the base at the states 12 ... 16
+    ('euphonium', FLUX): 16 + 4,  # and the base at the states 12 ... 15
     # the paper's 133.3 and 158.3 with one whole trajectory for 12 samples; here it ends at state 7
     ('g2rpo', FLUX): 8 / 12
     + sum(15 - k for k in range(8))

@@ -209,3 +209,16 @@ def test_the_first_transition_of_stepwise_has_no_noise_to_train():
     config, plan = schedule('flux_ocr', 'stepwise', rollout__first=0)
     with pytest.raises(ValueError, match="noise='ddim_like', transition 0.*rollout.first"):
         try_parts(config, plan)
+
+
+def test_a_window_of_its_own_plan_drifts_and_credits_only_its_own_transitions():
+    """The others are silent there: their states are not scored on the way of the sample."""
+    changes = {'credit.rule': 'dense', 'credit.process': 'gain', 'guide.source': 'value'}
+    moving = {'moving.steps': 'window', 'moving.width': 3}
+    config, grid = schedule('tiny_ocr', 'euphonium', **changes, **moving)
+    assert grid.guided == (3, 4) and grid.moving.own_plans
+    cost = lambda window: process_cost(config, restricted(config, grid, np.array(window)))
+    # a gradient at every drifting step; the states at both of its ends are scored
+    assert [cost(w)[1:] for w in ((0, 1, 2), (1, 2, 3), (2, 3, 4))] == [(0, 0), (1, 2), (2, 3)]
+    mean = np.mean([cost(window).gradients for window in grid.moving.choices])
+    assert of_sample(config, grid).gradients == mean < process_cost(config, grid).gradients
