@@ -33,6 +33,7 @@ FAMILIES = {
     'credit': (
         DENSE,
         SPARSE,
+        'flow_grpo_weighted',
         'stepwise',
         'tp_grpo',
         'tp_grpo_code',

@@ -136,12 +136,12 @@ def run(tmp_path, training, monkeypatch):
 
 
 def test_rates_are_chosen_first_and_the_table_uses_them(tmp_path, run):
-    assert run('dense_grpo,flow_grpo,stepwise,stepwise_full', '012') == 0
+    assert run('dense_grpo,flow_grpo,stepwise,stepwise_two', '012') == 0
     records = Records.load(tmp_path / 'out')
     searched = {name for name, seed in records.runs if seed == sweep.RATE_SEED}
     methods = ('dense_grpo', 'flow_grpo', 'stepwise')
     assert searched == {f'{name} x{rate:g}' for name in methods for rate in sweep.RATES}
-    for name in (*methods, 'stepwise_full'):
+    for name in (*methods, 'stepwise_two'):
         assert records.seeds(name) == ['0', '1', '2']
         # the played training rises more at 1e-4, the recipe's own rate
         assert ' --config.optim.learning_rate=0.0001 ' in records.runs[name, '0']['command']
