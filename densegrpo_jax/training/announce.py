@@ -116,14 +116,15 @@ def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
 
 
 def near_rounding(config, elements: int) -> str:
-    """A warning if the listwise loss's temperature, or the clip range of guard's ratio, is within
-    ten times the rounding of log-ratios; '' otherwise. elements: of a latent.
+    """A warning if the listwise loss's temperature, or in bfloat16 the clip range, is within ten
+    times the rounding of log-ratios; '' otherwise. elements: of a latent.
     """
-    clip, low = config.loss.clip_range, config.model.dtype == 'bfloat16'
-    if loss_of(config) is LOSSES['guard'] and low and clip < LOG_RATIO_ROUNDING['bfloat16']:
+    clip, rounding = config.loss.clip_range, LOG_RATIO_ROUNDING['bfloat16']
+    clips = 'clip_range' in loss_of(config).options and config.model.dtype == 'bfloat16'
+    if clips and clip < 9.9 * rounding:  # 1e-4 is no warning, whatever the last bit of 1e-5
         return (
-            f'loss.clip_range={clip:g} of loss.kind={config.loss.kind!r} is below the rounding of '
-            f'log-ratios in bfloat16, which may reach {LOG_RATIO_ROUNDING["bfloat16"]:g}: '
+            f'loss.clip_range={clip:g} of loss.kind={config.loss.kind!r} is within ten times the '
+            f'rounding of log-ratios in bfloat16, which may reach {rounding:g}: '
             'train/ratio_deviation_first is this rounding, and where it exceeds the clip range, '
             "it cuts gradients; then use a larger clip range, or model.dtype='float32'"
         )

@@ -88,7 +88,7 @@ def test_a_clip_range_below_the_rounding_of_log_ratios_is_said():
     assert announce.near_rounding(config, 768) == ''  # float32
     config.model.dtype = 'bfloat16'
     said = announce.near_rounding(config, 65536)
-    assert said.startswith("loss.clip_range=2e-06 of loss.kind='guard' is below the rounding")
+    assert said.startswith("loss.clip_range=2e-06 of loss.kind='guard' is within ten times")
     assert 'may reach 1e-05' in said
     config.loss.clip_range = 1e-4
     assert announce.near_rounding(config, 65536) == ''
