@@ -77,7 +77,8 @@ NOISE = {
 CALIBRATION = {
     'rule': choice(
         'scaled',
-        "'paper' is Algorithm 1 as printed (core/calibration.py says what is wrong with it).",
+        "'paper' is Algorithm 1 as printed, with eps2=0.01 (core/calibration.py says what is wrong "
+        'with it).',
         RULES,
     ),
     # The signs of one prompt's gains are not independent, so use many prompts with few samples. At
@@ -87,7 +88,7 @@ CALIBRATION = {
     'iterations': whole(60, 'At most.', high=100_000),
     'eps1': whole(2, "'paper': balanced where |p - q| < eps1."),
     # moves psi at most by a factor of e^3 = 20 in 60 iterations; the paper: 0.01
-    'eps2': positive(0.05, "Step of psi; 'scaled': relative, 'paper': absolute."),
+    'eps2': positive(0.05, "Step of psi; 'scaled': relative, 'paper': absolute, printed as 0.01."),
     'z': positive(1.0, "'scaled': balanced where |p - q| <= z sqrt(p + q)."),
     # Flow-GRPO's own first step reaches 3.7; eta of cps ends at 1 in any case.
     'low': positive(0.02, 'Lower bound of psi: a transition without exploration learns nothing.'),

@@ -44,10 +44,12 @@ METHODS: Mapping[str, Method] = {
         {'credit.rule': 'dense', 'loss.noise_power': 0.0},
         'Each transition gets what it added to the reward of the completed image.',
         'arXiv 2601.20218',
-        'Completions, gains, advantages and objective (Eq. 3 to 10); calibration of the noise '
-        '(Algorithm 1) is the command `calibrate`.',
-        'The transition into the clean image adds no noise and is not trained; '
-        '`rollout.train_end` trains it.',
+        'Completions and gains (Eq. 7 to 9), the clipped objective.',
+        "Std, kernel, noise and form of the KL are the recipe's; Eq. 10 has `credit.std=group`, "
+        'Eq. 6 `rollout.kernel=sde`, Eq. 4 `loss.kl_form=gaussian`. The command `calibrate` has '
+        'Algorithm 1 as `calibration.rule=paper`; its default rule is ours. The transition into '
+        "the clean image, and on SD3.5's grid the one before, add no noise and are not trained; "
+        '`rollout.train_end` trains them.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
     'flow_grpo': Method(
@@ -57,7 +59,8 @@ METHODS: Mapping[str, Method] = {
         'arXiv 2505.05470',
         'Noise table, log-probability averaged over elements, std over the batch and clip '
         'range of its code.',
-        'The transition into the clean image adds no noise (its code adds some there). The level '
+        "The transition into the clean image, and on SD3.5's grid the one before, add no noise (its "
+        'code adds some there); `rollout.train_end` trains them. The level '
         "of the noise is the recipe's; its configurations have 0.7 for SD3.5 and 0.9 for FLUX.",
         'T',
     ),
@@ -90,7 +93,9 @@ METHODS: Mapping[str, Method] = {
         'arXiv 2505.19196',
         'Shares of the rise in similarity between prediction and final latent.',
         'The paper is about diffusion models and normalises rewards over time; here the '
-        'shares scale the advantage of the finished image, and a share may be negative.',
+        'shares scale the advantage of the finished image, and a share may be negative. A '
+        'transition gets the sum of its own and all later shares; `credit.rule=coca_share` gives '
+        'it its own alone.',
         'T',
     ),
     'coca_weighted': Method(
@@ -98,7 +103,8 @@ METHODS: Mapping[str, Method] = {
         'Ours: shares as in `coca`, and transitions weighted by the square of their noise, so that '
         'all contribute gradients of equal size.',
         'no paper; from arXiv 2505.19196 and 2508.04324',
-        'The shares of `coca`; weights std² in the place of the std that TempFlow-GRPO takes.',
+        'The shares of `coca`, of a transition and all later ones; weights std² in the place of the '
+        'std that TempFlow-GRPO takes.',
         'It reaches the score of the demo with a third of its network evaluations, over three '
         'seeds of the miniature ([the demo](results/demo/README.md#with-adapters)); nothing is '
         'known of it on other models.',
@@ -233,7 +239,8 @@ METHODS: Mapping[str, Method] = {
         "std = η s' √(1 − s) of the noise.",
         'A completion begins with the velocity of its own state, so it has n network evaluations '
         'less the first. η = 0.8 is ours. The first transition, which has no noise at s = 1, is '
-        'neither trained nor normalised. There is no KL to the reference.',
+        'neither trained nor normalised. There is no KL to the reference. With T = 6, as on the '
+        'miniature, five steps are whole completions.',
         'T + Σ (min(5, T − k) − 1) over the completed states k',
     ),
     'tp_grpo': Method(
@@ -325,6 +332,7 @@ def apply_method(config, name: str):
         close = close or difflib.get_close_matches(name, METHODS, 1)
         hint = f'did you mean {close[0]!r}? ' if close else ''
         raise ValueError(f'method={name} is not known; {hint}methods: {", ".join(METHODS)}')
+    config.rollout.update(first=0, last=0)  # a recipe's window is of its own credit
     config.update_from_flattened_dict(dict(METHODS[name].overrides))
     config.label = f'{config.label.removesuffix(", dense credit")}, {name}'
     return config

@@ -143,7 +143,9 @@ def opens(config):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('name', ['flux2_klein_ocr', 'sd15_pickscore', 'sd35_ocr', 'zimage_ocr'])
+@pytest.mark.parametrize(
+    'name', ['flux2_klein_ocr', 'flux_geneval', 'sd15_pickscore', 'sd35_ocr', 'zimage_ocr']
+)
 def test_every_method_opens_on_every_model(name, method):
     config = load(name, f'method={method},devices=8')
     if said := REFUSED.get((name, method)):
@@ -178,7 +180,7 @@ RECIPE_DECIDES = {
 @pytest.mark.parametrize('method', METHODS)
 def test_what_a_recipe_decides_about_a_method(method):
     """A method's row says the rest: it is the same method on the miniature, FLUX and SD3.5."""
-    recipes = ('tiny_ocr', 'flux_ocr', 'flux_pickscore', 'sd35_ocr')
+    recipes = ('tiny_ocr', 'flux_ocr', 'flux_geneval', 'flux_pickscore', 'sd35_ocr')
     trees = [dotted(tree(load(name, f'method={method}'))) for name in recipes]
     groups = ('rollout.', 'plan.', 'moving.', 'budget.', 'credit.', 'loss.')
     differ = {
