@@ -120,7 +120,8 @@ def run(
     session = load(checked, texts, workdir)
     schedule = session.schedule
     if config.noise.calibrate:
-        psi = calibrate(session, workdir / FILE, start_policy(session))
+        used = done is not None
+        psi = calibrate(session, workdir / FILE, start_policy(session), used=used)
         schedule = schedule._replace(noise_levels=psi)
     update_fn, sampler = make_update(session.pipeline, config, tx, mesh), loss_of(config).sampler
 
