@@ -17,13 +17,15 @@ def with_own_configuration(args: Sequence[str]) -> list[str]:
     --config.
 
     Raises:
-      flags.Error: that folder has no configuration.
+      flags.Error: that folder has no configuration, or there is neither flag.
     """
     given = flags.FLAGS.read_flags_from_files(args, force_gnu=False)
     found = {}
     for argument, following in zip(given, [*given[1:], '']):
         if named := re.fullmatch(r'--?(config|workdir)(=.*)?', argument, re.DOTALL):
             found[named[1]] = following if named[2] is None else named[2][1:]
+    if not found:
+        raise flags.Error('give --config=RECIPE, or --workdir=RUN, whose own is taken')
     if 'config' in found or not found.get('workdir'):
         return [*args]
     file = pathlib.Path(found['workdir']).expanduser() / CONFIG

@@ -229,6 +229,8 @@ def test_without_a_recipe_a_command_takes_that_of_the_run(typed, tmp_path):
     assert run(f'--workdir={tmp_path}', f'--config={TINY}')[2].model.guidance == 1.5
     code, said, _ = run(f'--workdir={tmp_path}/nowhere')
     assert code == 2 and f'there is no {tmp_path}/nowhere/config.json' in said
+    code, said, _ = run(key)
+    assert code == 2 and 'error: give --config=RECIPE, or --workdir=RUN, whose own' in said
     assert typed(f'--workdir={tmp_path}')[2] is None  # `train` begins with a recipe
 
 

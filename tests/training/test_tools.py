@@ -201,6 +201,10 @@ def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
         for p in choose([f'{workdir}:best', f'{other}:1', 'latest'], str(workdir), base=False)
     ]
     assert labels == [f'{workdir.name} step 1', 'other step 1']
+    named = [f'{workdir}:best', f'{other}:best']  # with the configuration of --workdir
+    assert [p.label for p in choose(named, f'{workdir}/', base=False)] == labels
+    with pytest.raises(ValueError, match='every --checkpoint names a run of its own'):
+        choose(named[1:], str(workdir))
     with pytest.raises(ValueError, match='of which run'):
         choose(['best'])
     with pytest.raises(FileNotFoundError, match="no checkpoint '7'"):
