@@ -181,7 +181,7 @@ def test_resume_after_signals_is_exact(folder, tmp_path, signals):
     steps = [row['step'] for row in rows(broken)]
     assert steps == [0, 1, 2, 3, 4]
     called = (broken / 'command.txt').read_text()
-    assert called.startswith('densegrpo train --config=') and '--config.iterations=4' in called
+    assert ' -m densegrpo_jax.main --config=' in called and '--config.iterations=4' in called
     assert called.endswith(f'\n# in {ROOT}\n')
     timeless = lambda row: {k: v for k, v in row.items() if 'seconds' not in k}
     assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
