@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from absl import flags
 
+from densegrpo_jax.config.loading import load
+
 CONFIG = 'config.json'  # of a run
+
+
+def own_configuration(workdir: pathlib.Path, config, given: Collection[str]):
+    """The configuration of the run in a folder, with the keys `given` on the command line as in
+    `config`; `config` if the folder has none.
+
+    Raises:
+      ValueError: this version cannot read it.
+    """
+    from densegrpo_jax.config.schema import KEYS  # imports jax
+
+    file = workdir / CONFIG
+    if not file.is_file():
+        return config
+    try:
+        own = load(str(file))
+    except ValueError as error:
+        raise ValueError(f'{error}. Move the file away, and --config takes its place') from None
+    value = lambda key: functools.reduce(operator.getitem, key.split('.'), config)
+    own.update_from_flattened_dict({key: value(key) for key in given if key in KEYS})
+    return own
 
 
 def with_own_configuration(args: Sequence[str]) -> list[str]:

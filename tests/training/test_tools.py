@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import evaluate
@@ -270,6 +271,20 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
         for file in ('vae/diffusion_pytorch_model.safetensors', 'text_encoder_2/model.safetensors'):
             base = pathlib.Path(config.model.path) / file
             assert (tmp_path / 'out' / file).read_bytes() == base.read_bytes()
+
+
+def test_an_export_tells_of_its_run_whatever_recipe_is_named(trained, tmp_path):
+    config, workdir = trained
+    recipe = config.copy_and_resolve_references()
+    recipe.model.guidance, recipe.optim.learning_rate = 7.5, 3.0
+    recipe.label = 'mine'
+    told = own_configuration(workdir, recipe, ['label'])
+    export(recipe, workdir, tmp_path, told=told)
+    assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == 0.1
+    card = (tmp_path / 'README.md').read_text()
+    assert '# mine, noise' in card and f'guidance_scale={config.model.guidance:g},' in card
+    assert '| learning rate | 0.1 |' in card
+    assert own_configuration(tmp_path / 'nowhere', recipe, ()) is recipe
 
 
 def test_an_export_is_pushed_once_it_is_complete(trained, tmp_path, monkeypatch):
