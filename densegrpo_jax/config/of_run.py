@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import pathlib
 import re
@@ -11,9 +12,13 @@ from collections.abc import Collection, Sequence
 
 from absl import flags
 
+from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.loading import load
+from densegrpo_jax.config.reads import Reads
+from densegrpo_jax.runtime.trees import differing
 
 CONFIG = 'config.json'  # of a run
+SHOWN = 5  # keys in a note
 
 
 def own_configuration(workdir: pathlib.Path, config, given: Collection[str]):
@@ -35,6 +40,27 @@ def own_configuration(workdir: pathlib.Path, config, given: Collection[str]):
     value = lambda key: functools.reduce(operator.getitem, key.split('.'), config)
     own.update_from_flattened_dict({key: value(key) for key in given if key in KEYS})
     return own
+
+
+def told_otherwise(workdir: pathlib.Path, config, reads: Reads) -> str:
+    """What a configuration sets otherwise than the run in a folder, of the keys that decide results
+    and are in `reads`; '' if nothing, or if the folder has no configuration that can be read.
+    """
+    from densegrpo_jax.config.identity import kind_of  # imports jax
+
+    file = workdir / CONFIG
+    try:
+        own = load(str(file)) if file.is_file() else config
+    except ValueError:
+        return ''
+    values = lambda c: json.loads(c.to_json_best_effort())
+    found = [
+        f'{key}={now!r}, and the run has {before!r}'
+        for key, before, now in differing(values(own), values(config))
+        if key in reads and kind_of(key) == SCIENCE
+    ]
+    more = [f'{len(found) - SHOWN} more'] if len(found) > SHOWN else []
+    return '; '.join(found[:SHOWN] + more)
 
 
 def with_own_configuration(args: Sequence[str]) -> list[str]:
