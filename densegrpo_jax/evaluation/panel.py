@@ -121,6 +121,7 @@ def settings(checked: Checked, which: dict[str, Part], group: int) -> dict:
         'psi': make_schedule(checked.pipeline, config).noise_levels.tolist()
         if config.noise.psi_path
         else None,
+        'noise of the KL': 'of each run' if config.noise.calibrate else None,
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
         'group': group,
     }

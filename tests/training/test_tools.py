@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.config.identity import differences
 from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
-from densegrpo_jax.evaluation.panel import choose, parts
+from densegrpo_jax.evaluation.panel import choose, parts, settings
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
@@ -29,7 +30,7 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export, model_card, snippet
 from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.session import open_base, open_shapes
+from densegrpo_jax.sampling.session import check, open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
 from tests.hub import hub
@@ -180,6 +181,18 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
     assert f'({10 - missing.sum()} of 10)' in summary and '(3 of 10)' in summary
     for sheet in ('base.png', 'step_1.png', 'side_by_side.png'):
         assert (tmp_path / 'eight' / sheet).is_file()
+
+
+def test_the_kl_of_a_run_without_its_own_noise_is_refused_first(trained, tmp_path, monkeypatch):
+    config, workdir = trained[0].copy_and_resolve_references(), trained[1]
+    checked = check(config, one_device(), needs=('test',))
+    plain = settings(checked, {}, 1)
+    config.noise.calibrate = True
+    found = differences('evaluation', plain, settings(checked, {}, 1))
+    assert found == [('noise of the KL', None, 'of each run')]
+    monkeypatch.setattr('densegrpo_jax.evaluation.evaluate.load', None)  # before anything is loaded
+    with pytest.raises(ValueError, match=r'there is no psi file .*/psi\.json.*--kl_prompts=0'):
+        evaluate(config, choose(['best'], str(workdir)), tmp_path, kl_prompts=2)
 
 
 def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
