@@ -383,6 +383,9 @@ def test_missing_runs_and_checkpoints_are_named(trained, tmp_path):
     config, workdir = trained
     with pytest.raises(FileNotFoundError, match='checkpoints'):
         draw(config, ['x'], workdir=tmp_path)
+    (tmp_path / 'checkpoints').mkdir()
+    with pytest.raises(FileNotFoundError, match='holds no checkpoint yet: the run saves its first'):
+        draw(config, ['x'], workdir=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint '7'"):
         draw(config, ['x'], workdir=workdir, checkpoint='7')
     with pytest.raises(ValueError, match="'best', 'latest'"):
