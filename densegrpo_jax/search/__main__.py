@@ -113,7 +113,7 @@ def main(flag) -> int:
     from densegrpo_jax.runtime.outputs import claim
     from densegrpo_jax.sampling.conditioning import check_targets
     from densegrpo_jax.sampling.execution import execute
-    from densegrpo_jax.sampling.loading import load_policy
+    from densegrpo_jax.sampling.loading import find_step, load_policy
     from densegrpo_jax.sampling.session import check, load
     from densegrpo_jax.search.record import FILES, FOLDERS
     from densegrpo_jax.search.run import check_results, make_budget, search, unseen_rewards
@@ -126,8 +126,10 @@ def main(flag) -> int:
         config = with_noise_of(run, flag.config)
         images = given_images(config, source) if source else None
         embedding_folder(config.eval.embedding)
-        checked = check(config, mesh, stop, needs=('schedule', 'reward'))
+        if run:
+            find_step(run, flag.checkpoint)  # before a base is looked for, which may be fetched
         prompts = chosen_prompts(config, flag.prompt, flag.prompts, flag.count)
+        checked = check(config, mesh, stop, needs=('schedule', 'reward'))
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_targets(checked.pipeline, PromptSet(tuple(prompts)), given)

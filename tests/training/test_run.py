@@ -279,13 +279,14 @@ def test_the_score_to_choose_by_must_exist(folder, tmp_path):
 
 def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path, monkeypatch):
     run(make_config(folder, iterations=2), tmp_path, one_device(), StopRequest())
+    # before a base is looked for, which may be fetched first
+    monkeypatch.setattr('densegrpo_jax.training.run.check', None)
     kept = (tmp_path / 'config.json').read_text()
     with pytest.raises(
         ValueError, match='iterations=1: the run in .* has 2 already; give at least 2'
     ):
         run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
     assert (tmp_path / 'config.json').read_text() == kept
-    monkeypatch.setattr('densegrpo_jax.training.run.load', None)  # before anything is loaded
     with pytest.raises(ValueError, match='learning_rate'):
         run(
             make_config(folder, iterations=3, **{'optim.learning_rate': 5e-4}),
