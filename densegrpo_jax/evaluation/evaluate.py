@@ -70,9 +70,15 @@ def evaluate(
     if PANEL in which:
         check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
     count = _measured(config, policies, kl_prompts)
+    trained = any(chosen.workdir is not None for chosen in policies)
+    base, adapters = checked.base_digest if trained else None, {}
+    opened = lambda run: (checked.pipeline, config, checked.mesh, run.workdir, str(run.step), base)
     for chosen in policies:
-        if chosen.workdir is not None:
+        if chosen.workdir is not None and config.full:
             check_policy(checked.pipeline, config, chosen.workdir, str(chosen.step))
+        elif chosen.workdir is not None:
+            # now: a run that goes on removes its earlier checkpoints
+            adapters[chosen], _ = load_policy(*opened(chosen))
         if count and (psi := _psi(config, chosen)):
             _check_psi(psi)
     with Agreement(checked.hosts, 'record').alike():
@@ -92,14 +98,10 @@ def evaluate(
             options = dict(group=group, embed=embed, name=name, sample=sample)
             evaluators[name] = Evaluator(session, part.prompts, scorers, **options)
         divergence = Divergence(session, checked.test, count) if count else None
-        trained = any(chosen.workdir is not None for chosen in policies)
-        base = checked.base_digest if trained else None
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:
-                policy, _ = load_policy(
-                    pipeline, config, mesh, chosen.workdir, str(chosen.step), base
-                )
+                policy = adapters.pop(chosen, None) or load_policy(*opened(chosen))[0]
                 key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():
                 result = results[name][chosen.label] = evaluator(policy, record, key)

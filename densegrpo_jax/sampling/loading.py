@@ -130,7 +130,7 @@ def _step(checkpoints: Checkpoints, which: str) -> int:
                 ', and none of them has an evaluation (eval.every) that may be the best: name one, '
                 "or 'latest'"
                 if which == 'best'
-                else ''
+                else '. A run that goes on removes earlier ones, except those of checkpoint.pin'
             )
         )
     return step

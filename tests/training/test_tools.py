@@ -30,7 +30,7 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export, model_card, snippet
 from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.session import check, open_base, open_shapes
+from densegrpo_jax.sampling.session import check, load, open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
 from tests.hub import hub
@@ -132,15 +132,18 @@ def panel(trained, monkeypatch):
 
 
 def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
-    trained, panel, tmp_path
+    trained, panel, tmp_path, monkeypatch
 ):
-    _, workdir = trained
+    workdir = shutil.copytree(trained[1] / 'checkpoints', tmp_path / 'run' / 'checkpoints').parent
     policies = choose(['best', 'latest'], str(workdir))
     assert [p.label for p in policies] == ['base', 'step 1']
     results = evaluate(panel, policies, tmp_path / 'eight', group=2, kl_prompts=3)['eval']
     one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     (tmp_path / 'four.txt').write_text('a red cat\na blue dog\ntwo green birds\na lamp\n')
     panel.eval.panel_prompts = str(tmp_path / 'four.txt')
+    # its run goes on meanwhile, and removes the checkpoint
+    removing = lambda *given: shutil.rmtree(workdir) or load(*given)
+    monkeypatch.setattr('densegrpo_jax.evaluation.evaluate.load', removing)
     apart = evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)
     assert {name: len(result.prompts) for name, result in apart['panel'].items()} == {
         'base': 4,
