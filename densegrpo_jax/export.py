@@ -4,7 +4,8 @@
     python -m densegrpo_jax.export --workdir=runs/flux_ocr --layout=merged \\
         --out=exported/flux_ocr_full
 
-The configuration is the run's own (WORKDIR/config.json) unless --config names another.
+The configuration is the run's own (WORKDIR/config.json) unless --config names another; the model
+card and config.json tell of the run's own in any case.
 Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (the names of ComfyUI
 and of kohya's scripts; not SD3.5; Diffusers opens it too), `merged` (a whole pipeline folder: the
 adapters are added to the transformer's weights, the base's other parts stay as they are). A model
@@ -25,11 +26,13 @@ from absl import flags, logging
 from densegrpo_jax.config.command_line import (
     define_config,
     define_folder,
+    given_keys,
     goes_with,
     run_main,
     say_start,
 )
 from densegrpo_jax.config.flag_types import refuse
+from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.sampling.layouts import LAYOUTS
 
 # names of a stored dtype, those of other tools too -> its name here
@@ -55,6 +58,7 @@ def main(flag) -> None:
     # host's part of a pod would wait for the others.
     jax.config.update('jax_platforms', 'cpu')
     workdir, out = (pathlib.Path(folder).expanduser() for folder in (flag.workdir, flag.out))
+    told = own_configuration(workdir, flag.config, given_keys())
     made = export(
         flag.config,
         workdir,
@@ -64,6 +68,7 @@ def main(flag) -> None:
         dtype=DTYPES[flag.dtype],
         push_to=flag.push or '',
         public=flag.public,
+        told=told,
     )
     logging.info('made %s and its model card %s', made, out / 'README.md')
 

@@ -56,6 +56,7 @@ def main(flag) -> int:
     from densegrpo_jax.runtime.stop import FINISHED
     from densegrpo_jax.sampling.execution import execute
     from densegrpo_jax.training.run import run
+    from densegrpo_jax.viewing.command import started_by
     from densegrpo_jax.viewing.started import Start
     from densegrpo_jax.viewing.state import TRAINING
 
@@ -63,7 +64,7 @@ def main(flag) -> int:
     batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
 
     def work(workdir, mesh, stop):
-        command = shlex.join(['densegrpo', 'train', *sys.argv[1:]])
+        command = shlex.join(started_by(sys.orig_argv, sys.argv[1:]))
         start = Start(command, given_recipe(), str(pathlib.Path.cwd()))
         return run(
             config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, started=start

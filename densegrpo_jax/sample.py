@@ -10,6 +10,7 @@ names another; add --compare to see the base model's images from the same noise 
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 from absl import flags, logging
@@ -36,7 +37,7 @@ def main(flag) -> None:
         raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
     say_start('sample', flag.out)
 
-    from densegrpo_jax.sampling.draw import draw, is_drawn, single_file, write_sheet
+    from densegrpo_jax.sampling.draw import draw, is_drawn, single_file, write_sheet, write_single
 
     if flag.single:
         for i in range(len(prompts) * flag.copies * (1 + flag.compare)):
@@ -51,8 +52,9 @@ def main(flag) -> None:
         steps=flag.steps,
         seed=flag.seed,
         compare=flag.compare,
+        keep=functools.partial(write_single, out) if flag.single else None,
     )
-    write_sheet(out, images, captions, single=flag.single)
+    write_sheet(out, images, captions)
     logging.info('made %s: %d images', flag.out, len(images))
 
 

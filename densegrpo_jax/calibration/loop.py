@@ -55,6 +55,7 @@ def run(
     """
     claim(workdir, (), ('text',), hosts=stop.communicator.hosts)
     check_ours(out)
+    _check_unused(out)
     checked = check(config, mesh, stop, needs=('train', 'start'))
     check_file(checked, out)
     session = load(checked, [p.text for p in visited_prompts(config, checked.train)], workdir)
@@ -80,7 +81,21 @@ def check_ours(path: pathlib.Path) -> None:
         raise ValueError(f'{problem}; the figure of a psi file that was removed goes with it')
 
 
-def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.ndarray:
+def _check_unused(path: pathlib.Path) -> None:
+    """Raises ValueError if the file `path` is there and a run beside it has trained with it: more
+    iterations would change it, and the run could not continue.
+    """
+    saved = path.parent / 'checkpoints'
+    if path.name == noise.FILE and path.exists() and any(p.name.isdigit() for p in saved.glob('*')):
+        raise ValueError(
+            f'{path} is the noise of the run in that folder, which has checkpoints: give another '
+            f'--workdir, or --out=FILE (a copy of {path.name} goes on from there)'
+        )
+
+
+def calibrate(
+    session: Session, path: pathlib.Path, policy: dict | None, *, used: bool = False
+) -> np.ndarray:
     """Computes psi, or continues or uses the file at `path`; writes the figure beside it.
 
     Calibration starts from `rollout.noise` at `rollout.level`. It ends when psi only oscillates
@@ -93,6 +108,8 @@ def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.n
     Args:
       session: with training prompts and the conditioning of `visited_prompts`.
       policy: samples the trajectories; None: the base.
+      used: a run has checkpoints that were trained with the result, so a finished file is taken as
+        it is: its end may be set otherwise now.
 
     Returns:
       float32 [T].
@@ -103,8 +120,10 @@ def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.n
     """
     config = session.config
     sized, schedule = prepare(session)
-    document = _shared(session, _opened(path, schedule, session, policy))
-    document['finished'] = _ended(document, config) and document['after'] is not None
+    document = _opened(path, schedule, session, policy)
+    ended = _ended(document, config)
+    document['finished'] = (ended or used) and document['after'] is not None
+    document = _shared(session, document)
     if not document['finished']:
         what = _described(sized, schedule)
         logging.info('calibrating psi on %s into %s: %s', session.folder, path, what)

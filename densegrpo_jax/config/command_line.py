@@ -21,7 +21,7 @@ from densegrpo_jax.config.given import NONE, check_flag_files, check_given
 from densegrpo_jax.config.help import show_help
 from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.loading import load
-from densegrpo_jax.config.of_run import with_own_configuration
+from densegrpo_jax.config.of_run import told_otherwise, with_own_configuration
 from densegrpo_jax.config.reads import READS, REFUSE, WARN, check_reads
 from densegrpo_jax.config.unknown import check_key
 from densegrpo_jax.runtime import console, entry, paths
@@ -228,6 +228,22 @@ def check_read_keys() -> None:
         print(f'note: {error}', file=sys.stderr)
 
 
+def _tell_otherwise() -> None:
+    """Says what a named configuration sets otherwise than the run whose policy is used. Keys of the
+    command line are meant as they are.
+    """
+    parser = _configuration()
+    if parser is None or not (parser.of_run and parser.reads and flags.FLAGS.workdir):
+        return
+    reads, given = READS[parser.reads], given_keys()
+    asked = reads._replace(but=(*reads.but, *given))
+    if told := told_otherwise(pathlib.Path(flags.FLAGS.workdir), flags.FLAGS.config, asked):
+        print(
+            f"note: --config={parser.argument} sets {told}: leave --config out to take the run's",
+            file=sys.stderr,
+        )
+
+
 class _Folder(flags.ArgumentParser):
     """A path whose ~ is the home folder."""
 
@@ -289,6 +305,7 @@ def _parse(args: list[str]) -> list[str]:
         if lacking := [key for key in given_keys() & may_lack if _override(key) == NONE]:
             flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(lacking, ''))
         check_read_keys()
+        _tell_otherwise()
         return left
     except flags.UnrecognizedFlagError as error:
         _refuse(f'{error}{_keys_of(error.flagname)}\n(--help lists the flags)')

@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import os
 import pathlib
 import sys
 import traceback
@@ -31,7 +32,7 @@ def load(argument: str, within: tuple[pathlib.Path, ...] = ()) -> ConfigDict:
     Raises:
       ValueError: no such recipe, no such variant, or an error of the file itself.
     """
-    name, colon, variant = argument.partition(':')
+    name, colon, variant = _parts(argument)
     if colon and not variant:
         raise ValueError(f'--config={argument}: there is no variant after the colon; leave it out')
     path = _recipe_file(name, argument)
@@ -69,6 +70,17 @@ def load(argument: str, within: tuple[pathlib.Path, ...] = ()) -> ConfigDict:
             'densegrpo_jax.config.schema.default_config() makes one'
         )
     return config
+
+
+def _parts(argument: str) -> tuple[str, str, str]:
+    """RECIPE, ':' and VARIANT, as `str.partition`; a path may have colons itself, as those of a
+    time of day.
+    """
+    ends = (at for at, character in enumerate(f'{argument}:') if character == ':')
+    for end in sorted(ends, reverse=True):
+        if os.path.isfile(argument[:end]):  # unlike pathlib's it takes names of any length
+            return argument[:end], argument[end : end + 1], argument[end + 1 :]
+    return argument.partition(':')
 
 
 def _run_file(argument: str, path: pathlib.Path, call: Callable):

@@ -29,7 +29,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
-from densegrpo_jax.sampling.noise import FILE
+from densegrpo_jax.sampling.noise import FILE, read
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import check, load
 
@@ -69,9 +69,18 @@ def evaluate(
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
         check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
+    count = _measured(config, policies, kl_prompts)
+    trained = any(chosen.workdir is not None for chosen in policies)
+    base, adapters = checked.base_digest if trained else None, {}
+    opened = lambda run: (checked.pipeline, config, checked.mesh, run.workdir, str(run.step), base)
     for chosen in policies:
-        if chosen.workdir is not None:
+        if chosen.workdir is not None and config.full:
             check_policy(checked.pipeline, config, chosen.workdir, str(chosen.step))
+        elif chosen.workdir is not None:
+            # now: a run that goes on removes its earlier checkpoints
+            adapters[chosen], _ = load_policy(*opened(chosen))
+        if count and (psi := _psi(config, chosen)):
+            _check_psi(psi)
     with Agreement(checked.hosts, 'record').alike():
         record = None
         if checked.hosts.primary:
@@ -88,24 +97,18 @@ def evaluate(
             scorers = [scorer(reward) for reward in part.rewards]
             options = dict(group=group, embed=embed, name=name, sample=sample)
             evaluators[name] = Evaluator(session, part.prompts, scorers, **options)
-        count = _measured(config, policies, kl_prompts)
         divergence = Divergence(session, checked.test, count) if count else None
-        trained = any(chosen.workdir is not None for chosen in policies)
-        base = checked.base_digest if trained else None
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:
-                policy, _ = load_policy(
-                    pipeline, config, mesh, chosen.workdir, str(chosen.step), base
-                )
+                policy = adapters.pop(chosen, None) or load_policy(*opened(chosen))[0]
                 key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():
                 result = results[name][chosen.label] = evaluator(policy, record, key)
                 if not any(np.isfinite(values).any() for values in result.scores.values()):
                     explain(session, policy, [p.text for p in which[name].prompts])
                 if divergence and name == 'eval':
-                    calibrated = config.noise.calibrate and chosen.workdir
-                    psi = chosen.workdir / FILE if calibrated else None
+                    psi = _psi(config, chosen)
                     result.scores[KL] = divergence(policy, record, key, psi=psi)
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
@@ -132,6 +135,22 @@ def _measured(config, policies: Sequence[Policy], kl_prompts: int) -> int:
         )
         return 0
     return kl_prompts
+
+
+def _psi(config, chosen: Policy) -> pathlib.Path | None:
+    """The file of the noise that a policy's KL is measured with, if its run calibrated first."""
+    return chosen.workdir / FILE if config.noise.calibrate and chosen.workdir else None
+
+
+def _check_psi(path: pathlib.Path) -> None:
+    """Raises ValueError if there is no psi file."""
+    try:
+        read(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f'{error}. With noise.calibrate=True the KL of a policy is measured with the noise of '
+            'its run; --kl_prompts=0 leaves the KL out'
+        ) from None
 
 
 def _line(evaluation: Evaluation) -> str:

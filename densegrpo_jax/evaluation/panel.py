@@ -46,10 +46,13 @@ def choose(
       ValueError, FileNotFoundError: a name has no run, or no checkpoint.
     """
     chosen = []
-    if workdir and checkpoints and all(':' in name for name in checkpoints):
+    place = lambda run: pathlib.Path(run).expanduser().resolve()
+    runs_of = [name.rpartition(':')[0] for name in checkpoints]
+    if workdir and runs_of and all(run and place(run) != place(workdir) for run in runs_of):
         raise ValueError(
             f'--workdir={workdir} is given, and every --checkpoint names a run of its own: leave '
-            f'it out, or name a checkpoint of it, as {workdir}:best'
+            f'it out (--config={workdir}/config.json takes its configuration), or name a '
+            f'checkpoint of it, as {workdir}:best'
         )
     for name in checkpoints:
         run, _, which = name.rpartition(':')
@@ -118,6 +121,7 @@ def settings(checked: Checked, which: dict[str, Part], group: int) -> dict:
         'psi': make_schedule(checked.pipeline, config).noise_levels.tolist()
         if config.noise.psi_path
         else None,
+        'noise of the KL': 'of each run' if config.noise.calibrate else None,
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
         'group': group,
     }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from densegrpo_jax.runtime.files import replacing
 
@@ -143,7 +143,7 @@ def save(path: pathlib.Path, sheet: np.ndarray, maker: str = '') -> pathlib.Path
 def made_by(path: pathlib.Path) -> str:
     """What has made a PNG, as it says itself; '' if it does not, or is no PNG."""
     try:
-        with Image.open(path) as image:
+        with PngImageFile(path) as image:  # Image.open refuses a large sheet for its size
             return str(image.info.get(MAKER, ''))
     except (OSError, ValueError, SyntaxError):
         return ''

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -31,10 +32,13 @@ def draw(
     steps=0,
     seed=0,
     compare=False,
+    keep: Callable[[int, np.ndarray], object] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each image after the base
     model's. At most `eval.batch` images are drawn together. Images that are not finite are black,
     and a warning counts them.
+
+    keep: called with the number of each image and the image, as soon as its batch is drawn.
 
     Raises:
       ValueError: no image of a policy is finite, and the base, the policy or the prompts'
@@ -55,16 +59,18 @@ def draw(
     session = load(checked, prompts)
     root = stream_key(seed, STREAM_EVAL, 1)
     size = -(-copies // -(-copies // config.eval.batch))  # of batches that are all alike
-    images, captions, intact = [], [], []
+    images, captions, intact, kept = [], [], [], itertools.count()
     for i, prompt in enumerate(prompts):
         text = session.conditioning([prompt] * size), session.negative
         own = functools.partial(jax.random.fold_in, jax.random.fold_in(root, i))
         for start in range(0, copies, size):
             keys = key_data(jax.vmap(own)(np.arange(start, start + size)))
             drawn = (sampler(session.params, policy, *text, keys) for _, policy in policies)
-            kept = [[np.asarray(a)[: copies - start] for a in pair] for pair in drawn]
-            rows, finite = (np.stack(of, axis=1) for of in zip(*kept))
+            wanted = [[np.asarray(a)[: copies - start] for a in pair] for pair in drawn]
+            rows, finite = (np.stack(of, axis=1) for of in zip(*wanted))
             images.append(rows.reshape(-1, *rows.shape[2:]))
+            for image in images[-1] if keep else ():
+                keep(next(kept), image)
             intact.append(finite)
         captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
         logging.info('%d of %d prompts', i + 1, len(prompts))
@@ -77,15 +83,16 @@ def draw(
     return np.concatenate(images), captions
 
 
-def write_sheet(
-    out: pathlib.Path, images: np.ndarray, captions: Sequence[str], *, single: bool = False
-) -> None:
-    """Writes a contact sheet of `draw`; single: also every image as a separate PNG beside it."""
+def write_sheet(out: pathlib.Path, images: np.ndarray, captions: Sequence[str]) -> None:
+    """Writes a contact sheet of `draw`."""
     width = images.shape[2]
     columns, scale = max(1, min(len(images), 1536 // max(width, 192))), max(1, 192 // width)
     save_grid(out, images, columns=columns, scale=scale, captions=captions, maker=MAKER)
-    for i, image in enumerate(images if single else ()):
-        save_grid(single_file(out, i), image[None], columns=1, maker=MAKER)
+
+
+def write_single(out: pathlib.Path, i: int, image: np.ndarray) -> None:
+    """Writes image i of `draw` as a separate PNG beside the sheet."""
+    save_grid(single_file(out, i), image[None], columns=1, maker=MAKER)
 
 
 def single_file(out: pathlib.Path, i: int) -> pathlib.Path:
@@ -94,5 +101,5 @@ def single_file(out: pathlib.Path, i: int) -> pathlib.Path:
 
 
 def is_drawn(path: pathlib.Path) -> bool:
-    """Whether `write_sheet` has written a file."""
+    """Whether `write_sheet` or `write_single` has written a file."""
     return made_by(path) == MAKER

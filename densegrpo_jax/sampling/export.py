@@ -181,12 +181,14 @@ def export(
     dtype: str = '',
     push_to: str = '',
     public: bool = False,
+    told=None,
 ) -> pathlib.Path:
     """Writes the moving average of a run's policy and returns the file or folder; see the
     module's docstring.
 
     push_to: OWNER/NAME of a repository of the Hub that gets the finished files, see `push`.
       public: to everyone.
+    told: the configuration of which card and config.json tell, if `config` is not the run's own.
 
     Raises:
       ValueError: an unknown layout, or one in which the network has no names; or `out` is the input
@@ -245,13 +247,17 @@ def export(
             dtype=kind,
             metadata={'densegrpo_step': str(step), 'base_model': config.model.path},
         )
+    told = config if told is None else told
+    shown = told.copy_and_resolve_references()
+    if layout == MERGED:  # the file's own base and precision
+        shown.model.update({n: config.model[n] for n in ('path', 'transformer_file', 'dtype')})
     (out / 'README.md').write_text(
-        model_card(config, pipeline, workdir, out, layout, filename, step, evaluations, push_to),
+        model_card(shown, pipeline, workdir, out, layout, filename, step, evaluations, push_to),
         encoding='utf-8',
     )
-    (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n', encoding='utf-8')
+    (out / 'config.json').write_text(told.to_json_best_effort(indent=2) + '\n', encoding='utf-8')
     if target is not None:
-        what = f'{title(config, out.name)}, {step} updates ({layout})'
+        what = f'{title(told, out.name)}, {step} updates ({layout})'
         address = push(target, out, sum(written(pipeline, layout), []), what)
         logging.info('pushed to %s, %s', address, 'public' if public else 'private')
     return out / filename

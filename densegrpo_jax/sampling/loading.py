@@ -116,6 +116,11 @@ def _step(checkpoints: Checkpoints, which: str) -> int:
             f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps "
             f'{checkpoints.steps()}'
         )
+    if not checkpoints.steps():
+        raise FileNotFoundError(
+            f'{checkpoints.directory} holds no checkpoint yet: the run saves its first after '
+            'checkpoint.every updates, or when it is stopped after one'
+        )
     step = named[which]() if which in named else int(which)
     if step is None or step not in checkpoints.steps():
         raise FileNotFoundError(
@@ -125,7 +130,7 @@ def _step(checkpoints: Checkpoints, which: str) -> int:
                 ', and none of them has an evaluation (eval.every) that may be the best: name one, '
                 "or 'latest'"
                 if which == 'best'
-                else ''
+                else '. A run that goes on removes earlier ones, except those of checkpoint.pin'
             )
         )
     return step

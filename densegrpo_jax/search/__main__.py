@@ -82,6 +82,27 @@ def given_images(config, folder: str) -> np.ndarray:
     return np.stack(images)
 
 
+def with_noise_of(run: pathlib.Path | None, config):
+    """The configuration, with the noise that a run of it has calibrated for itself.
+
+    Raises:
+      ValueError: it calibrates, and there is no run.
+    """
+    from densegrpo_jax.sampling.noise import FILE
+
+    if not config.noise.calibrate:
+        return config
+    if run is None:
+        raise ValueError(
+            'noise.calibrate=True: a search calibrates nothing. Give the --workdir of a run that '
+            'has calibrated its noise, or the psi file of densegrpo_jax.calibrate as '
+            '--config.noise.psi_path, with --config.noise.calibrate=False'
+        )
+    found = config.copy_and_resolve_references()
+    found.noise.update(calibrate=False, psi_path=str(run / FILE))
+    return found
+
+
 def main(flag) -> int:
     from densegrpo_jax.config.unread import SEARCH, check_unread
 
@@ -92,7 +113,7 @@ def main(flag) -> int:
     from densegrpo_jax.runtime.outputs import claim
     from densegrpo_jax.sampling.conditioning import check_targets
     from densegrpo_jax.sampling.execution import execute
-    from densegrpo_jax.sampling.loading import load_policy
+    from densegrpo_jax.sampling.loading import find_step, load_policy
     from densegrpo_jax.sampling.session import check, load
     from densegrpo_jax.search.record import FILES, FOLDERS
     from densegrpo_jax.search.run import check_results, make_budget, search, unseen_rewards
@@ -101,20 +122,23 @@ def main(flag) -> int:
         source = flag['from'].value
         read = [pathlib.Path(source)] if source else []
         claim(out, FILES, FOLDERS, read=read, hosts=stop.communicator.hosts)
-        images = given_images(flag.config, source) if source else None
-        embedding_folder(flag.config.eval.embedding)
-        checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
-        prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
+        run = pathlib.Path(flag.workdir).expanduser() if flag.workdir else None
+        config = with_noise_of(run, flag.config)
+        images = given_images(config, source) if source else None
+        embedding_folder(config.eval.embedding)
+        if run:
+            find_step(run, flag.checkpoint)  # before a base is looked for, which may be fetched
+        prompts = chosen_prompts(config, flag.prompt, flag.prompts, flag.count)
+        checked = check(config, mesh, stop, needs=('schedule', 'reward'))
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_targets(checked.pipeline, PromptSet(tuple(prompts)), given)
         unseen_rewards(checked, prompts)
         make_budget(checked, 0 if images is None else len(images))
         policy = None
-        if flag.workdir:
-            run = pathlib.Path(flag.workdir).expanduser()
+        if run:
             policy, step = load_policy(
-                checked.pipeline, flag.config, mesh, run, flag.checkpoint, checked.base_digest
+                checked.pipeline, config, mesh, run, flag.checkpoint, checked.base_digest
             )
             logging.info('searching with step %d of %s', step, run)
         # what is wrong with earlier results is said before the prompts are encoded

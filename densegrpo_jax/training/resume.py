@@ -7,14 +7,33 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
+from collections.abc import Callable
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import own_code
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
+from densegrpo_jax.runtime.trees import Difference
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.session import Checked, Session
+
+
+def check_keys(config, workdir: pathlib.Path) -> None:
+    """Raises what the configuration alone tells of a run in `workdir`, before a base is looked for,
+    which may be fetched first.
+
+    Raises:
+      ValueError: the run is already longer than asked for.
+      CheckpointMismatch: it has other settings.
+    """
+    known = lambda difference: identity.kind_of(difference.key) is not None  # else a fact
+    done = _earlier(workdir, identity.record('training', config), {}, known, partial=True)
+    if done is not None and done > config.iterations:
+        raise ValueError(
+            f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
+            f'least {done}, or another --workdir'
+        )
 
 
 def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> int | None:
@@ -23,32 +42,42 @@ def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> int | None
     shapes: of the state.
 
     Raises:
-      ValueError: the run is already longer than asked for.
-      CheckpointMismatch: it has other settings. Those known only later are compared by
+      CheckpointMismatch: it has other settings or facts. Those known only later are compared by
         `Checkpoints.restore_latest`: calibrated noise levels.
     """
-    folder, config = workdir / 'checkpoints', checked.config
+    config = checked.config
+    known = lambda difference: not (config.noise.calibrate and difference.key == 'psi')
+    record = identity.record('training', config, _facts(checked, checked.schedule))
+    return _earlier(workdir, record, shapes, known)
+
+
+def _earlier(
+    workdir: pathlib.Path,
+    record: dict,
+    shapes,
+    known: Callable[[Difference], bool],
+    partial: bool = False,
+) -> int | None:
+    """The last checkpoint's step, if there is one; compares the differences that are known, and the
+    shapes: all, or as many as are given.
+    """
+    folder = workdir / 'checkpoints'
     if not folder.is_dir():
         return None
-    known = lambda found: [d for d in found if not (config.noise.calibrate and d.key == 'psi')]
     with Checkpoints(
         folder,
         read_only=True,
-        fingerprint=identity.record('training', config, _facts(checked, checked.schedule)),
-        differences=lambda old, new: known(identity.differences('training', old, new)),
+        fingerprint=record,
+        differences=lambda old, new: [
+            found for found in identity.differences('training', old, new) if known(found)
+        ],
     ) as checkpoints:
-        done = checkpoints.latest_step()
         for step in reversed(checkpoints.steps()):
             # restoring takes the one before a damaged one, and tells of it
             with contextlib.suppress(CheckpointDamaged, CheckpointUnreadable):
-                checkpoints.check(step, shapes)
+                checkpoints.check(step, shapes, partial=partial)
                 break
-    if done is not None and done > config.iterations:
-        raise ValueError(
-            f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
-            f'least {done}, or another --workdir'
-        )
-    return done
+        return checkpoints.latest_step()
 
 
 def open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Path) -> Checkpoints:

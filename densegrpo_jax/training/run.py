@@ -45,7 +45,7 @@ from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
 from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.progress import Progress
-from densegrpo_jax.training.resume import check_earlier, open_checkpoints
+from densegrpo_jax.training.resume import check_earlier, check_keys, open_checkpoints
 from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.trial import try_parts
 from densegrpo_jax.viewing.report import FOLDER, is_taken
@@ -93,6 +93,7 @@ def run(
     if config.eval.report:
         check_page(workdir / FOLDER)
     check_trackers(config.log.report_to, workdir)
+    check_keys(config, workdir)
     checked = check(config, mesh, stop, needs=NEEDS)
     if r.prompts > len(checked.train):
         raise ValueError(
@@ -120,7 +121,8 @@ def run(
     session = load(checked, texts, workdir)
     schedule = session.schedule
     if config.noise.calibrate:
-        psi = calibrate(session, workdir / FILE, start_policy(session))
+        used = done is not None
+        psi = calibrate(session, workdir / FILE, start_policy(session), used=used)
         schedule = schedule._replace(noise_levels=psi)
     update_fn, sampler = make_update(session.pipeline, config, tx, mesh), loss_of(config).sampler
 

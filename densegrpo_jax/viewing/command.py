@@ -17,6 +17,9 @@ _RECORDED = re.compile(
     r'(?P<command>.+?)(\n# one of (?P<processes>\d{1,6}) processes)?(\n# in (?P<folder>[^\n]*))?',
     re.DOTALL,
 )
+TRAIN = ('densegrpo', 'train')  # the words of the installed command
+# what `python -m` may name, and the number of words that follow before the flags
+_MODULES = {'densegrpo_jax.main': 0, 'densegrpo_jax': 1}
 OF_SEVERAL = ('coordinator', 'num_processes', 'process_id')  # flags of one of several processes
 
 
@@ -41,6 +44,26 @@ def record(recorded: Recorded) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def started_by(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """A training's command with its program as it was called, in a form that `continuing` reads.
+
+    Args:
+      words: all of the process (`sys.orig_argv`). flags: those of the training among them.
+    """
+    program = words[: max(len(words) - len(flags), 0)]
+    return [*(program if len(program) == _of_python(program) else TRAIN), *flags]
+
+
+def _of_python(words: Sequence[str]) -> int:
+    """How many words of a command name its program, if it is `python -m` with a module of ours."""
+    found = (
+        at + 1 + _MODULES[module]
+        for at, (option, module) in enumerate(zip(words, words[1:]), 1)
+        if option == '-m' and module in _MODULES
+    )
+    return 0 if tuple(words[:2]) == TRAIN else next(found, 0)
+
+
 def read_command(folder: pathlib.Path, name: str = COMMAND) -> Recorded:
     """What `record` wrote. folder: its real path."""
     path = inside(folder, name)
@@ -55,9 +78,9 @@ def read_command(folder: pathlib.Path, name: str = COMMAND) -> Recorded:
 
 def continuing(workdir: pathlib.Path, flags: Sequence[str]) -> str:
     """The command that goes on with a run: by its own configuration, whose keys may be newer than
-    those of its commands, and with the other flags of the newest one. Paths in a configuration may
-    be relative, so it changes to the folder where the run was started. '' for a run of several
-    processes: one of them alone would wait for the others.
+    those of its commands, and with the program and the other flags of the newest one. Paths in a
+    configuration may be relative, so it changes to the folder where the run was started. '' for a
+    run of several processes: one of them alone would wait for the others.
 
     flags: to add.
     """
@@ -65,13 +88,15 @@ def continuing(workdir: pathlib.Path, flags: Sequence[str]) -> str:
     newest = read_command(folder, NEWEST)
     recorded, place, processes = newest if newest.command else read_command(folder)
     try:
-        given = list(_flags(shlex.split(recorded)[2:]))
+        words = shlex.split(recorded)
     except ValueError:  # a quote is not closed
-        given = []
+        words = []
+    length = _of_python(words)
+    program, given = words[:length] or TRAIN, list(_flags(words[length or len(TRAIN) :]))
     if processes > 1 or any(name in OF_SEVERAL for name, _ in given):
         return ''
     if any(name == 'flagfile' for name, _ in given):  # it may name a configuration itself
-        whole = shlex.join([*shlex.split(recorded), *flags])
+        whole = shlex.join([*words, *flags])
     else:
         own = f'--config={folder}/config.json', f'--workdir={folder}'
         kept = [
@@ -82,7 +107,7 @@ def continuing(workdir: pathlib.Path, flags: Sequence[str]) -> str:
             and not (name == 'distributed' and words[-1].rpartition('=')[2] == 'on')
             for word in words
         ]
-        whole = shlex.join(['densegrpo', 'train', *own, *kept, *flags])
+        whole = shlex.join([*program, *own, *kept, *flags])
     return f'cd {shlex.quote(place)} && {whole}' if place else whole
 
 

@@ -4,7 +4,9 @@ import json
 import pathlib
 from typing import NamedTuple
 
+from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.trees import ABSENT, dotted
 from densegrpo_jax.viewing.command import COMMAND, NEWEST, Recorded, record
 from densegrpo_jax.viewing.run_data import CONFIG, RECIPE
 
@@ -42,8 +44,11 @@ def write_start(workdir: pathlib.Path, config, started: Start, processes: int = 
 
 
 def _same(file: pathlib.Path, text: str) -> bool:
-    """Whether a file, if it is there, holds the same JSON as a text."""
+    """Whether a configuration says what the one in a file says, if that is there; an earlier
+    version's has fewer keys, and some that were removed.
+    """
     try:
-        return json.loads(file.read_text(encoding='utf-8')) == json.loads(text)
+        said, now = (dotted(json.loads(t)) for t in (file.read_text(encoding='utf-8'), text))
     except (OSError, ValueError):
         return False
+    return all(now.get(key, ABSENT) == said[key] for key in said.keys() - RETIRED.keys())

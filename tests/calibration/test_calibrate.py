@@ -293,6 +293,15 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(
     # the command makes the same
     assert calibrated(make_config(folder, texts), tmp_path / 'b')[1] == document
 
+    # Its end may be set otherwise later, and the run still continues: with the same noise.
+    longer = make_config(folder, texts, **{'calibration.iterations': 4})
+    with pytest.raises(ValueError, match='is the noise of the run in that folder, which has'):
+        calibrated(longer, tmp_path / 'a')
+    longer.noise.calibrate = True
+    train(longer, tmp_path / 'a', one_device(), StopRequest())
+    again = noise.read(tmp_path / 'a' / 'psi.json')
+    assert (again['psi'], again['history']) == (document['psi'], document['history'])
+
     # The same psi from a file trains alike; with another psi, or none, the run does not continue.
     config.noise.update(calibrate=False, psi_path=str(tmp_path / 'a' / 'psi.json'))
     train(config, tmp_path / 'c', one_device(), StopRequest())

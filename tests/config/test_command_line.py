@@ -3,6 +3,7 @@ rewards are set by their names.
 """
 
 import functools
+import json
 import os
 import pathlib
 import re
@@ -47,13 +48,13 @@ def typed(monkeypatch, capsys):
     with these arguments.
     """
 
-    def typed(*arguments, main=None, extra=False, of_run=False):
+    def typed(*arguments, main=None, extra=False, of_run=False, reads=''):
         values = flags.FlagValues()
         monkeypatch.setattr(flags, 'FLAGS', values)
         monkeypatch.setattr(sys, 'argv', ['command', *arguments])
         monkeypatch.setattr(app, 'run', lambda run, flags_parser: run(flags_parser(sys.argv)))
         flag = command_line.config_flags.DEFINE_config_file('config', None, flag_values=values)
-        values['config'].parser = command_line._Configuration(of_run=of_run)
+        values['config'].parser = command_line._Configuration(of_run=of_run, reads=reads)
         flags.DEFINE_string('workdir', None, '', flag_values=values)
         with pytest.raises(SystemExit) as end:
             command_line.run_main(main or (lambda flag: 0), extra=extra)
@@ -229,7 +230,24 @@ def test_without_a_recipe_a_command_takes_that_of_the_run(typed, tmp_path):
     assert run(f'--workdir={tmp_path}', f'--config={TINY}')[2].model.guidance == 1.5
     code, said, _ = run(f'--workdir={tmp_path}/nowhere')
     assert code == 2 and f'there is no {tmp_path}/nowhere/config.json' in said
+    code, said, _ = run(key)
+    assert code == 2 and 'error: give --config=RECIPE, or --workdir=RUN, whose own' in said
     assert typed(f'--workdir={tmp_path}')[2] is None  # `train` begins with a recipe
+
+
+def test_a_recipe_beside_a_run_is_told_from_the_run_s_own(typed, tmp_path):
+    own = {'recipe': 'tiny_ocr', 'model.guidance': 2.5, 'model.width': 64, 'optim.eps': 1e-6}
+    (tmp_path / 'config.json').write_text(json.dumps(own))
+    run = lambda *given: typed(f'--workdir={tmp_path}', *given, of_run=True, reads='sample')[:2]
+    code, said = run('--config=tiny_ocr', '--config.model.width=48')
+    assert code == 0 and said == (
+        'note: --config=tiny_ocr sets model.guidance=1.5, and the run has 2.5: leave --config out '
+        "to take the run's\n"
+    )
+    code, said = run('--config.model.width=48')
+    assert code == 0 and 'and the run has' not in said
+    (tmp_path / 'config.json').write_text('damaged')
+    assert run('--config=tiny_ocr') == (0, '')
 
 
 def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):

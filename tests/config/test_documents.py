@@ -84,6 +84,17 @@ def test_mistakes_in_json_are_named(tmp_path):
             load(written(tmp_path, text, 'config.json'))
 
 
+def test_a_path_may_have_colons(tmp_path):
+    folder = tmp_path / '2026-01-02T03:04:05+00:00'
+    folder.mkdir()
+    assert load(written(folder, '{"iterations": 7}', 'config.json')).iterations == 7
+    text = 'from configs.tiny_ocr import get_config  # noqa: F401\n'
+    config = load(written(folder, text, 'mine.py') + ':method=flow_grpo')
+    assert config.credit.rule == 'sparse'
+    with pytest.raises(ValueError, match='mine.py:: there is no variant after the colon'):
+        load(f'{folder}/mine.py:')
+
+
 def test_a_variant_belongs_into_the_file(tmp_path):
     with pytest.raises(ValueError, match="some.yaml has no variants; name one in the file, as 're"):
         load(written(tmp_path, 'iterations: 3') + ':method=nft')

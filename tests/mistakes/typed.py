@@ -176,6 +176,9 @@ FLAGS = [
         'search.threshold=2.0: expected',
     ),
     (['search.__main__', TINY, '--from=nowhere', '--config.search.method=refine'], 'nowhere'),
+    # before the base, which is not here
+    (['search.__main__', '--config=flux_ocr', '--prompts=nowhere.txt'], 'nowhere.txt does not'),
+    (['search.__main__', '--config=flux_ocr', '--workdir=nowhere'], 'No checkpoint folder'),
     (['evaluate', TINY, '--checkpoint=best'], 'of which run? Give --workdir=RUN'),
     (['evaluate', TINY, '--checkpoint=nowhere:best'], 'No checkpoint folder'),
     (['evaluate', TINY, '--nobase'], 'nothing to score'),

@@ -14,7 +14,7 @@ from densegrpo_jax.sampling import draw
 def drawn(monkeypatch):
     """Draws two images of each of two prompts, of which these are finite."""
 
-    def drawn(finite, weight=0.0):
+    def drawn(finite, weight=0.0, **options):
         rows = iter(np.array(finite).reshape(2, 2))
         sampler = lambda *_: (np.zeros((2, 4, 4, 3), np.uint8), next(rows))
         monkeypatch.setattr(draw, 'make_sampler', lambda *_: sampler)
@@ -27,7 +27,7 @@ def drawn(monkeypatch):
         )
         monkeypatch.setattr(draw, 'load', lambda *_: session)
         config = types.SimpleNamespace(eval=types.SimpleNamespace(steps=1, batch=2))
-        return draw.draw(config, ['a', 'b'], copies=2)
+        return draw.draw(config, ['a', 'b'], copies=2, **options)
 
     return drawn
 
@@ -48,3 +48,19 @@ def test_the_cause_is_named_if_none_is_finite(drawn):
     with pytest.raises(ValueError, match='base model in m holds values that are not finite.*vae'):
         drawn([False] * 4, weight=np.nan)
     drawn([True, False, True, True], weight=np.nan)
+
+
+def test_single_images_are_kept_as_they_are_drawn(drawn, tmp_path):
+    """What a stop or a sheet too large for the memory ends, is on the disk."""
+    out, many = tmp_path / 'sheet.png', []
+
+    def keep(i, image):
+        draw.write_single(out, i, image)
+        many.append(i)
+        if len(many) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn([True] * 4, keep=keep)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f'sheet_{i:04d}.png' for i in many]
+    assert many == [0, 1, 2] and draw.is_drawn(draw.single_file(out, 2))

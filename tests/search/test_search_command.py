@@ -22,9 +22,11 @@ from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling import noise
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.search import model, run
-from densegrpo_jax.search.__main__ import given_images
+from densegrpo_jax.search.__main__ import given_images, with_noise_of
 from densegrpo_jax.search.model import Model, temperature_of
 from densegrpo_jax.search.record import FILE
 from tests import miniature
@@ -342,3 +344,19 @@ def test_the_pixels_reward():
     np.testing.assert_allclose(slope[1, 0, 0], [2 / 16, 0, 0], rtol=1e-6)
     with pytest.raises(ValueError, match='pixels.colour'):
         PixelsReward((2.0, 0.0, 0.0))
+
+
+def test_a_run_that_calibrated_is_searched_with_its_noise(session, tmp_path):
+    plain, config = session.config, session.config.copy_and_resolve_references()
+    assert with_noise_of(tmp_path, plain) is plain
+    config.noise.calibrate = True
+    with pytest.raises(ValueError, match='noise.calibrate=True: a search calibrates nothing'):
+        with_noise_of(None, config)
+    before = make_schedule(session.pipeline, config)
+    psi = [round(2 * float(level), 3) for level in before.noise_levels]
+    geometry = noise.geometry(config, before.sigmas, before.masks)
+    document = {'finished': True, 'history': [], 'psi': psi, 'geometry': geometry}
+    noise.write(tmp_path / noise.FILE, document)
+    found = with_noise_of(tmp_path, config)
+    validate(found)
+    np.testing.assert_allclose(make_schedule(session.pipeline, found).noise_levels, psi, rtol=1e-6)

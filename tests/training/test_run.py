@@ -181,7 +181,7 @@ def test_resume_after_signals_is_exact(folder, tmp_path, signals):
     steps = [row['step'] for row in rows(broken)]
     assert steps == [0, 1, 2, 3, 4]
     called = (broken / 'command.txt').read_text()
-    assert called.startswith('densegrpo train --config=') and '--config.iterations=4' in called
+    assert ' -m densegrpo_jax.main --config=' in called and '--config.iterations=4' in called
     assert called.endswith(f'\n# in {ROOT}\n')
     timeless = lambda row: {k: v for k, v in row.items() if 'seconds' not in k}
     assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
@@ -279,13 +279,14 @@ def test_the_score_to_choose_by_must_exist(folder, tmp_path):
 
 def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path, monkeypatch):
     run(make_config(folder, iterations=2), tmp_path, one_device(), StopRequest())
+    # before a base is looked for, which may be fetched first
+    monkeypatch.setattr('densegrpo_jax.training.run.check', None)
     kept = (tmp_path / 'config.json').read_text()
     with pytest.raises(
         ValueError, match='iterations=1: the run in .* has 2 already; give at least 2'
     ):
         run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
     assert (tmp_path / 'config.json').read_text() == kept
-    monkeypatch.setattr('densegrpo_jax.training.run.load', None)  # before anything is loaded
     with pytest.raises(ValueError, match='learning_rate'):
         run(
             make_config(folder, iterations=3, **{'optim.learning_rate': 5e-4}),

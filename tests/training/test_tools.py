@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.config.identity import differences
+from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
-from densegrpo_jax.evaluation.panel import choose, parts
+from densegrpo_jax.evaluation.panel import choose, parts, settings
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
@@ -28,7 +30,7 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export, model_card, snippet
 from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.session import open_base, open_shapes
+from densegrpo_jax.sampling.session import check, load, open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
 from tests.hub import hub
@@ -130,15 +132,18 @@ def panel(trained, monkeypatch):
 
 
 def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
-    trained, panel, tmp_path
+    trained, panel, tmp_path, monkeypatch
 ):
-    _, workdir = trained
+    workdir = shutil.copytree(trained[1] / 'checkpoints', tmp_path / 'run' / 'checkpoints').parent
     policies = choose(['best', 'latest'], str(workdir))
     assert [p.label for p in policies] == ['base', 'step 1']
     results = evaluate(panel, policies, tmp_path / 'eight', group=2, kl_prompts=3)['eval']
     one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     (tmp_path / 'four.txt').write_text('a red cat\na blue dog\ntwo green birds\na lamp\n')
     panel.eval.panel_prompts = str(tmp_path / 'four.txt')
+    # its run goes on meanwhile, and removes the checkpoint
+    removing = lambda *given: shutil.rmtree(workdir) or load(*given)
+    monkeypatch.setattr('densegrpo_jax.evaluation.evaluate.load', removing)
     apart = evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)
     assert {name: len(result.prompts) for name, result in apart['panel'].items()} == {
         'base': 4,
@@ -181,6 +186,18 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
         assert (tmp_path / 'eight' / sheet).is_file()
 
 
+def test_the_kl_of_a_run_without_its_own_noise_is_refused_first(trained, tmp_path, monkeypatch):
+    config, workdir = trained[0].copy_and_resolve_references(), trained[1]
+    checked = check(config, one_device(), needs=('test',))
+    plain = settings(checked, {}, 1)
+    config.noise.calibrate = True
+    found = differences('evaluation', plain, settings(checked, {}, 1))
+    assert found == [('noise of the KL', None, 'of each run')]
+    monkeypatch.setattr('densegrpo_jax.evaluation.evaluate.load', None)  # before anything is loaded
+    with pytest.raises(ValueError, match=r'there is no psi file .*/psi\.json.*--kl_prompts=0'):
+        evaluate(config, choose(['best'], str(workdir)), tmp_path, kl_prompts=2)
+
+
 def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
     panel.data.eval_prompts, panel.eval.panel_prompts = 2, str(tmp_path / 'one.txt')
     (tmp_path / 'one.txt').write_text('abc\n')  # 97 + 98 + 99 is a multiple of 3
@@ -201,6 +218,10 @@ def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
         for p in choose([f'{workdir}:best', f'{other}:1', 'latest'], str(workdir), base=False)
     ]
     assert labels == [f'{workdir.name} step 1', 'other step 1']
+    named = [f'{workdir}:best', f'{other}:best']  # with the configuration of --workdir
+    assert [p.label for p in choose(named, f'{workdir}/', base=False)] == labels
+    with pytest.raises(ValueError, match='every --checkpoint names a run of its own'):
+        choose(named[1:], str(workdir))
     with pytest.raises(ValueError, match='of which run'):
         choose(['best'])
     with pytest.raises(FileNotFoundError, match="no checkpoint '7'"):
@@ -266,6 +287,20 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
         for file in ('vae/diffusion_pytorch_model.safetensors', 'text_encoder_2/model.safetensors'):
             base = pathlib.Path(config.model.path) / file
             assert (tmp_path / 'out' / file).read_bytes() == base.read_bytes()
+
+
+def test_an_export_tells_of_its_run_whatever_recipe_is_named(trained, tmp_path):
+    config, workdir = trained
+    recipe = config.copy_and_resolve_references()
+    recipe.model.guidance, recipe.optim.learning_rate = 7.5, 3.0
+    recipe.label = 'mine'
+    told = own_configuration(workdir, recipe, ['label'])
+    export(recipe, workdir, tmp_path, told=told)
+    assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == 0.1
+    card = (tmp_path / 'README.md').read_text()
+    assert '# mine, noise' in card and f'guidance_scale={config.model.guidance:g},' in card
+    assert '| learning rate | 0.1 |' in card
+    assert own_configuration(tmp_path / 'nowhere', recipe, ()) is recipe
 
 
 def test_an_export_is_pushed_once_it_is_complete(trained, tmp_path, monkeypatch):
@@ -350,6 +385,9 @@ def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
 def test_missing_runs_and_checkpoints_are_named(trained, tmp_path):
     config, workdir = trained
     with pytest.raises(FileNotFoundError, match='checkpoints'):
+        draw(config, ['x'], workdir=tmp_path)
+    (tmp_path / 'checkpoints').mkdir()
+    with pytest.raises(FileNotFoundError, match='holds no checkpoint yet: the run saves its first'):
         draw(config, ['x'], workdir=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint '7'"):
         draw(config, ['x'], workdir=workdir, checkpoint='7')

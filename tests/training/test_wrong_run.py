@@ -116,13 +116,15 @@ def test_another_base_is_said_by_every_reader_and_does_not_continue(own, tmp_pat
         assert 'was trained on other weights' in caplog.text
 
 
-def test_a_run_continues_on_the_weights_that_it_began_with(own):
+def test_a_run_continues_on_the_weights_that_it_began_with(own, monkeypatch):
     base, workdir, config = own
-    config.model.path = str(base)
+    path, config.model.path = config.model.path, str(base)
     with pytest.raises(CheckpointMismatch, match='model.path: ') as elsewhere:
         train(config, workdir)
     assert 'weights' not in str(elsewhere.value)
     other_weights(base / 'transformer' / WEIGHTS)
+    config.model.path = path
+    monkeypatch.setattr('densegrpo_jax.sampling.session.resolve_folder', lambda name: base)
     with pytest.raises(CheckpointMismatch, match='weights of the base: '):
         train(config, workdir)
 

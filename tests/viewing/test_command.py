@@ -1,9 +1,11 @@
 """The command that started a run, and the one that goes on with it."""
 
+import shlex
+
 import pytest
 
 from densegrpo_jax.runtime.files import lock
-from densegrpo_jax.viewing.command import COMMAND, NEWEST, continuing
+from densegrpo_jax.viewing.command import COMMAND, NEWEST, continuing, started_by
 from densegrpo_jax.viewing.run_data import LONGEST, read_run
 from tests.viewing.made_run import make_run
 
@@ -50,6 +52,22 @@ def test_a_run_goes_on_by_its_own_configuration_with_the_other_flags(run, own, g
     (run / COMMAND).write_text(f'densegrpo train {given}\n')
     assert continuing(run, ()) == own + kept
     assert continuing(run, ['--more']) == f'{own}{kept} --more'
+
+
+@pytest.mark.parametrize(
+    ('program', 'kept'),
+    [
+        ('.venv/bin/python -m densegrpo_jax.main', '.venv/bin/python -m densegrpo_jax.main'),
+        ('python -u -m densegrpo_jax train', 'python -u -m densegrpo_jax train'),
+        ('/bin/python /bin/densegrpo train', 'densegrpo train'),
+        ('python -m pytest', 'densegrpo train'),  # called from another program
+    ],
+)
+def test_it_goes_on_with_the_program_that_began_it(run, own, program, kept):
+    """launch/demo.sh and local.sh install no command `densegrpo`."""
+    flags = ['--config=a', '--device=gpu']
+    (run / COMMAND).write_text(shlex.join(started_by([*program.split(), *flags], flags)))
+    assert continuing(run, ()) == f'{own.replace("densegrpo train", kept)} --device=gpu'
 
 
 def test_it_goes_on_in_the_folder_where_it_was_started(run, own, monkeypatch):

@@ -30,6 +30,18 @@ def test_the_first_start_stays_where_the_run_continues_by_its_own_file(tmp_path)
     assert read(COMMAND) == 'train --config=b' and json.loads(read(RECIPE))['iterations'] == 5
 
 
+def test_the_configuration_of_an_earlier_version_is_the_run_s_own_too(tmp_path):
+    """It lacks keys that came later, which have their defaults then."""
+    of = default_config().to_json_best_effort()
+    write_start(tmp_path, default_config(), Start('train --config=a', of))
+    earlier = json.loads(of)
+    del earlier['guard'], earlier['eval']['groups']
+    earlier['credit']['completion_solver'] = 'euler'  # a key of then
+    (tmp_path / 'config.json').write_text(json.dumps(earlier))
+    write_start(tmp_path, default_config(), Start('train --config=config.json', of))
+    assert read_command(tmp_path).command == 'train --config=a'
+
+
 @pytest.mark.parametrize('folder', ['/home/a b', ''])
 @pytest.mark.parametrize('processes', [1, 16])
 def test_the_folder_of_the_command_and_its_processes_are_kept_with_it(tmp_path, folder, processes):
