@@ -21,7 +21,7 @@ and in a copy of it, to train with:
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the
 first three steps, LoRA 64/128, beta 0.
 Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 0.37 H100-hours per iteration, 295 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
+Expected cost: 0.38 H100-hours per iteration, 305 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
 Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text
 encoders, 9 GiB, are freed before training).
