@@ -15,8 +15,8 @@ Expected cost: 0.17 H100-hours per iteration, 134 for 800 (`densegrpo_jax.plan` 
 scoring not counted; not measured).
 Memory: 24.5 GiB on one H100 (`:devices=1`), as its compiler plans it; the text encoder, 7.5 GiB, is
 freed before training. A card of 24 GB takes it with the base in 4 bits,
-`--config.model.quantize=nf4`: 19.4 GiB. A v5e-8 takes it with `--config.mesh.data=1
---config.mesh.fsdp=8`. The 9B model needs 38.7 GiB on one H100, and 0.36 H100-hours per iteration.
+`--config.model.quantize=nf4`: 19.4 GiB. A v5e-8 takes it with
+`--config.mesh.fsdp=8`. The 9B model needs 38.7 GiB on one H100, and 0.36 H100-hours per iteration.
 All plans: docs/own_machine.md.
 Expected score: none is claimed; no paper has such a run.
 """

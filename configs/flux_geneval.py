@@ -7,21 +7,12 @@
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
 Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network,
 folders of them are named with --config.reward.geneval.mask2former and .clip). They need their own
-GPU: serve this file there,
-
-    python -m densegrpo_jax.reward_server --config=configs/flux_geneval.py \\
-        --host=0.0.0.0 --token_env=REWARD_TOKEN
-
-and in a copy of it, to train with:
-
-    c.reward = {'remote': {'urls': 'http://a:18100', 'range': (-14.0, 1.0),
-                           'names': ('geneval', 'geneval_strict', 'geneval_correct'),
-                           'token_env': 'REWARD_TOKEN'}}
+GPU, and a server there: docs/rewards.md#geneval has the commands.
 
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the
 first three steps, LoRA 64/128, beta 0.
 Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 0.37 H100-hours per iteration, 295 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
+Expected cost: 0.38 H100-hours per iteration, 305 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
 Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text
 encoders, 9 GiB, are freed before training).

@@ -7,16 +7,7 @@
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
 Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network,
 folders of them are named with --config.reward.geneval.mask2former and .clip). They need their own
-GPU: serve this file there,
-
-    python -m densegrpo_jax.reward_server --config=configs/sd35_geneval.py \\
-        --host=0.0.0.0 --token_env=REWARD_TOKEN
-
-and in a copy of it, to train with:
-
-    c.reward = {'remote': {'urls': 'http://a:18100', 'range': (-14.0, 1.0),
-                           'names': ('geneval', 'geneval_strict', 'geneval_correct'),
-                           'token_env': 'REWARD_TOKEN'}}
+GPU, and a server there: docs/rewards.md#geneval has the commands.
 
 Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py except for the reward, the prompts
 and 4,500 iterations.

@@ -15,8 +15,8 @@ Expected cost: 0.89 H100-hours per iteration, 713 for 800 (`densegrpo_jax.plan` 
 scoring not counted; not measured).
 Memory: 29.4 GiB on one H100 (`:devices=1`), as its compiler plans it; the text encoder, 7.5 GiB, is
 freed before training. A card of 24 GB hardly takes it with the base in 4 bits,
-`--config.model.quantize=nf4`: 21.0 GiB of 21.9. A v5e-8 takes it with `--config.mesh.data=1
---config.mesh.fsdp=8`. All plans: docs/own_machine.md.
+`--config.model.quantize=nf4`: 21.0 GiB of 21.9. A v5e-8 takes it with
+`--config.mesh.fsdp=8`. All plans: docs/own_machine.md.
 Expected score: none is claimed; no paper has such a run.
 """
 

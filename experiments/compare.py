@@ -61,18 +61,16 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
                     f'{last["score"]:.4f} ± {last["standard_error"]:.4f}',
                 ]
             )
-        final = np.array([rows[-1]['score'] for rows in runs.values()])
-        spread = (
-            f' ± {final.std(ddof=1):.4f} (standard deviation over seeds)' if len(final) > 1 else ''
-        )
-        if len(final):
+        if len(runs) > 1:
+            final = np.array([rows[-1]['score'] for rows in runs.values()])
+            spread = f'± {final.std(ddof=1):.4f} (standard deviation over seeds)'
             lines.append(
-                [f'**{value}**', 'mean', '', '', '', '', f'**{final.mean():.4f}**{spread}']
+                [f'**{value}**', 'mean', '', '', '', '', f'**{final.mean():.4f}** {spread}']
             )
     head = [key, 'seed', 'updates', LABELS['nfe'], 'seconds', 'before', 'after (± standard error)']
     notes = out / 'notes.md'
     page = [
-        f'# {key}: ' + ' against '.join(values),
+        f'# {key}: ' + (' against '.join(values) if len(values) < 5 else f'{len(values)} variants'),
         f'    {command}',
         *([notes.read_text(encoding='utf-8').strip()] if notes.exists() else []),
         '![curves](curves.png)',

@@ -32,10 +32,10 @@ An empty value on the command line is refused: it may be a variable of the shell
 `none` stands for no value where the default is `''`, as in `--config.noise.psi_path=none`.
 
 A key of the command line that the command does not read is refused. `train`, `plan`, `search` and
-`calibrate` also refuse one that what the other keys choose does not read, such as `calibration.z`
-in a run that does not calibrate (`--unread=warn` says so instead); of options of the method that
-the recipe sets, the start of the run warns. If a method replaces a part, that part's options return
-to their defaults.
+`calibrate` also refuse a key that has no effect beside the others, such as `calibration.z` in a run
+that does not calibrate; `--unread=warn` makes that a note. Where the recipe itself sets such an
+option of the method, the run only warns. If a method replaces a part, that part's options return to
+their defaults.
 """
 
 VARIANTS = """## Variants

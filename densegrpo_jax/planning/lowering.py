@@ -34,6 +34,8 @@ from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.learner import make_credit, make_update
 
+ASSUMED_PROMPTS = 1024  # of an evaluation with all of its file, which a plan does not read
+
 
 class Phase(NamedTuple):
     """One program of an iteration.
@@ -111,7 +113,7 @@ def phases(
         negative,
         whole(config.eval.batch, 2, d=jnp.uint32),
     )
-    batches = (config.data.eval_prompts or 1024) / config.eval.batch
+    batches = (config.data.eval_prompts or ASSUMED_PROMPTS) / config.eval.batch
     runs, found = r.prompts / r.prompts_per_batch, {}
     if evaluations := probe_evaluations(config, schedule):  # a row for each prompt
         base = probed(config, schedule).base

@@ -17,7 +17,7 @@ from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import GIB, advice, amount, unit
 from densegrpo_jax.planning.collectives import collective_bytes
-from densegrpo_jax.planning.lowering import Phase, phases, reward_inside
+from densegrpo_jax.planning.lowering import ASSUMED_PROMPTS, Phase, phases, reward_inside
 from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
 from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.runtime.mesh import AXES, batch_shards, check_batch, make_mesh, mesh_shape
@@ -147,6 +147,10 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     chips = topology.count / topology.chip.per_chip
     gib = {name: row.gib for name, row in rows.items()}
     hours = lambda each: each * config.iterations * chips / 3600
+    assumed = (
+        f'evaluation counts {ASSUMED_PROMPTS:,} prompts, as data.eval_prompts=0 takes all of '
+        f'{config.data.eval!r}, which is not read; --config.data.eval_prompts=N counts N'
+    )
     return {
         'topology': topology.name,
         'estimated_on_cpu': estimated,
@@ -167,7 +171,10 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         'advice': advice(
             config, topology, gib, resident, mesh.shape, rows_together(config, schedule)
         ),
-        'warnings': [*filter(None, [announce.crowded(config, batch_shards(mesh))])],
+        'warnings': [
+            *filter(None, [announce.crowded(config, batch_shards(mesh))]),
+            *([] if config.data.eval_prompts else [assumed]),
+        ],
     }
 
 

@@ -38,6 +38,9 @@ class Reward(Protocol):
     name: short name, the key of its options in a config.
     names: names of the scores it returns; training uses names[0], the others are only logged.
     range: (lowest, highest) possible value of names[0]; +-inf if unbounded.
+    batch_size (optional): images that it computes at once. A reward that declares it is given that
+      many per call: smaller calls would only wait for each other, and leave its batches unfilled.
+      The others get an equal share of a batch per thread.
     """
 
     name: str

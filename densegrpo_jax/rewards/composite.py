@@ -59,6 +59,13 @@ class CompositeReward:
         ends = [sorted(weight * end for end in reward.range) for reward, weight in parts if weight]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
+    @property
+    def batch_size(self) -> int | None:
+        """The largest of the parts that declare one: a part without one loses threads by it, but
+        smaller calls would cost an accelerator whole batches.
+        """
+        return max(getattr(part, 'batch_size', None) or 0 for part, _ in self.parts) or None
+
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if a part cannot score it."""
         for reward, _ in self.parts:

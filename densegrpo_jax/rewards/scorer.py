@@ -22,6 +22,8 @@ from densegrpo_jax.rewards.base import (
 )
 from densegrpo_jax.runtime.cores import cpu_cores
 
+CHUNK_SIZE = 16
+
 
 class ScorerCounts(NamedTuple):
     """Running totals since the scorer was made.
@@ -44,19 +46,19 @@ class Scorer:
     Args:
       reward: called from every worker thread at once.
       workers: threads; 0 = one per core that this process may use.
-      chunk_size: most images per call of the reward; choose it small enough to keep all workers
-        busy to the end.
+      chunk_size: most images per call; by default the reward's `batch_size`, else CHUNK_SIZE. A
+        reward without a `batch_size` gets fewer where that keeps all workers busy.
       max_pending: most batches that may be unfinished; beyond that `submit` waits.
 
     Raises:
-      ValueError: an argument below 1 (`workers`: below 0).
+      ValueError: `workers` below 0, or `max_pending` below 1.
     """
 
     def __init__(
-        self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4
+        self, reward: Reward, workers: int = 0, *, chunk_size: int = 0, max_pending: int = 4
     ):
         workers = workers or cpu_cores()
-        at_least_one('scorer', workers=workers, chunk_size=chunk_size, max_pending=max_pending)
+        at_least_one('scorer', workers=workers, max_pending=max_pending)
         self._reward = reward
         self.workers = workers
         self._chunk_size = chunk_size
@@ -105,9 +107,7 @@ class Scorer:
         first, inverse = _distinct(images, prompts, metadata)
         if not len(first):
             raise ValueError('there are no images to score')
-        chunks = np.array_split(
-            first, -(-len(first) // min(self._chunk_size, -(-len(first) // self.workers)))
-        )
+        chunks = np.array_split(first, -(-len(first) // self._most(len(first))))
 
         result = Future()
         # only close(cancel=True) cancels a batch, not its future
@@ -139,6 +139,12 @@ class Scorer:
 
     def __exit__(self, kind, *_) -> None:
         self.close(cancel=kind is not None)
+
+    def _most(self, images: int) -> int:
+        """Most images per call, of so many in all."""
+        at_once = getattr(self._reward, 'batch_size', None)  # a remote reward may lower it
+        share = at_once or -(-images // self.workers)
+        return min(self._chunk_size or at_once or CHUNK_SIZE, share)
 
     def _score(self, rows, images, prompts, metadata, failed: threading.Event) -> Scores | None:
         if failed.is_set():  # another chunk of the batch has already raised

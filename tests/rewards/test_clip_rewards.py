@@ -261,3 +261,4 @@ def test_worker_threads_share_weights_and_text(folder, pictures, clipscore):
                 future.result().values['clipscore'], expected.values['clipscore'], atol=1e-6
             )
     assert len(reward._texts) == len(set(PROMPTS))
+    assert reward.batch_size == 3  # by which a scorer cuts, unless told otherwise

@@ -6,7 +6,16 @@ import threading
 import numpy as np
 import pytest
 
-from densegrpo_jax.rewards import OcrReward, RewardError, Scorer, Scores
+from densegrpo_jax.rewards import (
+    CompositeReward,
+    JpegReward,
+    OcrReward,
+    RewardError,
+    Scorer,
+    Scores,
+)
+from densegrpo_jax.rewards.local.geneval import GenevalReward
+from densegrpo_jax.rewards.remote.client import RemoteReward
 
 
 class Pixel:
@@ -85,6 +94,40 @@ def test_chunks_are_scored_by_all_workers_at_once():
     with Scorer(reward, 2) as scorer:
         scorer.submit(pictures(1, 2), ['a'] * 2).result(10)
     assert len(reward.threads) == 2
+
+
+def in_batches(size):
+    reward = Pixel()
+    reward.batch_size = size
+    return reward
+
+
+@pytest.mark.parametrize(
+    ('reward', 'workers', 'calls'),
+    [
+        (in_batches(8), 64, [8] * 5),  # on a machine of many cores the last call is not of one
+        (in_batches(32), 64, [20] * 2),
+        (in_batches(8), 1, [8] * 5),
+        (CompositeReward([(in_batches(8), 1.0), (JpegReward(), 0.1)]), 64, [8] * 5),
+        (Pixel(), 64, [1] * 40),
+        (Pixel(), 8, [5] * 8),
+        (Pixel(), 1, [14, 13, 13]),
+    ],
+)
+def test_a_reward_with_batches_of_its_own_gets_them_whole(reward, workers, calls):
+    with Scorer(reward, workers) as scorer:
+        scorer.submit(pictures(*range(40)), ['a'] * 40).result(10)
+    pixel = reward.parts[0][0] if hasattr(reward, 'parts') else reward
+    assert sorted(pixel.calls, reverse=True) == calls
+
+
+def test_rewards_of_a_device_declare_their_batches():
+    detector = lambda: lambda images, metadata: [[] for _ in images]
+    assert GenevalReward(batch_size=5, make_detector=detector).batch_size == 5
+    assert RemoteReward('http://a:1', ('pixel',), batch_size=3).batch_size == 3
+    both = [(JpegReward(), 1.0), (RemoteReward('http://a:1', ('pixel',)), 1.0)]
+    assert CompositeReward(both).batch_size == 16
+    assert CompositeReward(both[:1]).batch_size is None
 
 
 def test_there_is_a_thread_for_every_core_unless_told_otherwise(monkeypatch):

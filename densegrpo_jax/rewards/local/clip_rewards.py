@@ -93,7 +93,7 @@ class ClipReward:
             NamedSharding(mesh, PartitionSpec()),
             NamedSharding(mesh, PartitionSpec('batch')),
         )
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._lock = threading.Lock()
         self._params, self._texts = None, {}
         self._encode = jax.jit(self.clip.text_features)
@@ -236,8 +236,8 @@ class ClipReward:
         """Yields rows of the arrays, `batch_size` at a time on the devices; the last batch repeats
         its last row.
         """
-        for start in range(0, len(arrays[0]), self._batch_size):
-            rows = np.minimum(np.arange(start, start + self._batch_size), len(arrays[0]) - 1)
+        for start in range(0, len(arrays[0]), self.batch_size):
+            rows = np.minimum(np.arange(start, start + self.batch_size), len(arrays[0]) - 1)
             yield [jax.device_put(array[rows], self._rows) for array in arrays]
 
 

@@ -70,7 +70,7 @@ class GenevalReward:
             if make_detector
             else GenevalDetector(mask2former, clip, torch_device=torch_device, side=side)
         )
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._half_for_wrong_position = half_for_wrong_position
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
@@ -95,8 +95,8 @@ class GenevalReward:
         check_batch(images, prompts, metadata)
         self.check(prompts, metadata)
         results: list[GenevalScores | None] = []
-        for start in range(0, len(images), self._batch_size):
-            stop = start + self._batch_size
+        for start in range(0, len(images), self.batch_size):
+            stop = start + self.batch_size
             try:
                 results += self._score(images[start:stop], metadata[start:stop])
             except Exception:  # noqa: BLE001 (one image must not invalidate its neighbours)

@@ -89,7 +89,7 @@ class RemoteReward:
         self.range = low_high('remote.range', range, f'value of {names[0]!r}')
         at_least_one('remote', batch_size=batch_size)
         self._remote_names, self.names = names, tuple(prefix + name for name in names)
-        self._fingerprint, self._batch_size = fingerprint, batch_size
+        self._fingerprint, self.batch_size = fingerprint, batch_size
         self._endpoints = Endpoints(
             'remote',
             urls,
@@ -142,17 +142,17 @@ class RemoteReward:
         self._meet()
         parts, start = [], 0
         while start < len(images):
-            rows = slice(start, start + self._batch_size)
+            rows = slice(start, start + self.batch_size)
             try:
                 parts.append(self._score(images[rows], list(prompts[rows]), list(metadata[rows])))
             except TooLarge:
                 if len(images[rows]) == 1:
                     raise
-                self._batch_size = len(images[rows]) // 2
+                self.batch_size = len(images[rows]) // 2
                 log.warning(
                     'remote: the servers refuse %d images at once; from now on %d',
                     len(images[rows]),
-                    self._batch_size,
+                    self.batch_size,
                 )
             else:
                 start = rows.stop
