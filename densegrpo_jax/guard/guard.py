@@ -117,10 +117,10 @@ class Guard:
             first = policy if step == 0 else start_policy(self._session)
             self._start = self._evaluator(first, self._record, self._start_key(first))
         now = start = self._start
-        kl = 0.0 if self._divergence else None
         if step:
             now = self._evaluator(policy, self._record, policy_now)
-            kl = self._kl(policy, policy_now)
+        # the base's is 0, and costs nothing
+        kl = self._kl(policy if step or self._config.lora.init_from else None, policy_now)
         of_all = changes(start.scores, now.scores, self._texts)
         found = {name: of_all.pop(name) for name in self._unseen}
         lacking = [name for name in missing(start.scores, now.scores) if name in found]
@@ -219,7 +219,9 @@ class Guard:
         history.highest = [step, rewards, json_value(scores)]
 
     def _is_fall(self, c: Change) -> bool:
-        return bool(fallen({'': c}, self._config.guard.level, planned(self._config)))
+        # each evaluation, the start too, may be compared with any before it
+        count = planned(self._config)
+        return bool(fallen({'': c}, self._config.guard.level, count * (count + 1) // 2))
 
     def _watch_unjudged(self, found: Mapping[str, Change], lacking: Sequence[str]) -> None:
         if lacking:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator
 from densegrpo_jax.guard.check import check_guard, planned, unseen_of
 from densegrpo_jax.guard.falls import change
 from densegrpo_jax.guard.guard import Guard
@@ -365,6 +365,21 @@ def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
     assert 'between updates 0 and 4' in alarm and 'from 0.1000 to 0.2000' in alarm
 
 
+def test_a_score_that_goes_nowhere_is_seldom_told(config, caplog):
+    """30 evaluations of a score that moves by chance, each compared with the highest before it."""
+    config.update_from_flattened_dict({'iterations': 30, 'guard.level': 0.05})
+    guard, rng, told = object.__new__(Guard), np.random.default_rng(0), 0
+    guard._config, guard._evaluated = config, None
+    for _ in range(60):
+        history = History()
+        for step in range(31):
+            history.rewards = [[step, float(step)]]
+            guard._compare(history, step, rng.standard_normal(32))
+            history.evaluations.append([step, 0.0, 0.0])
+        told, _ = told + bool(caplog.records), caplog.clear()
+    assert told <= 0.1 * 60
+
+
 def test_an_evaluation_that_lost_scores_is_told_and_not_the_best(config, caplog):
     guard, start, now = object.__new__(Guard), np.zeros(96), np.zeros(96)
     now[16:] = np.nan
@@ -382,6 +397,17 @@ def test_a_score_of_few_prompts_is_told(config, caplog):
     assert not caplog.records
     guard._watch_unjudged({'a': change(start, start), 'b': change(start, [np.nan] + [0.0] * 7)}, [])
     assert 'fewer than 8 prompts have b at the start and now' in caplog.text
+
+
+@pytest.mark.parametrize('begun', ['', 'adapters.safetensors'])
+def test_the_kl_of_the_start_is_that_of_its_adapters(config, begun):
+    config.lora.init_from, start = begun, {'a': np.zeros(1)}
+    guard, measured = object.__new__(Guard), []
+    guard._config, guard._unseen, guard._texts, guard._record = config, [], None, None
+    guard._divergence, guard._psi = lambda policy, *_: measured.append(policy) or np.ones(2), None
+    guard._start, history = Evaluation({'total': np.zeros(8)}, np.zeros(0), []), History()
+    guard(0, start, history, np.zeros(8))
+    assert measured == ([start] if begun else [None]) and history.guarded[0]['kl'] == 1
 
 
 def test_a_jump_of_the_kl_is_told(config, caplog):
