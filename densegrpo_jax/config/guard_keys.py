@@ -36,7 +36,7 @@ GUARD = {
         'Evaluations from one guarded one to the next; the last is one. Others cannot be the best.',
     ),
     'prompts': whole(
-        32, 'Prompts to measure on, at least 8, drawn from their set by the seed; 0 = all.', 0
+        32, 'Prompts to measure on, at least 8 different ones, drawn by the seed; 0 = all.', 0
     ),
     'images': whole(
         4, 'Images of each prompt; 1 measures no diversity. eval.batch holds at least these.'
@@ -59,8 +59,8 @@ GUARD = {
     ),
     'kl_jump': number(
         10.0,
-        'Alarm: the KL grows by this factor from one guarded evaluation to the next; not from the '
-        'start, whose KL is 0.',
+        'Alarm: the KL grows by this factor from one guarded evaluation to the next; not from a KL '
+        'of 0, as the start has without lora.init_from.',
         1,
     ),
     'pairs': whole(8, "Prompts on the verdict's pictures, those that lost most.", kind=DISPLAY),

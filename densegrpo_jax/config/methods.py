@@ -59,9 +59,9 @@ METHODS: Mapping[str, Method] = {
         'arXiv 2505.05470',
         'Noise table, log-probability averaged over elements, std over the batch and clip '
         'range of its code.',
-        "The transition into the clean image, and on SD3.5's grid the one before, add no noise (its "
-        'code adds some there); `rollout.train_end` trains them. The level '
-        "of the noise is the recipe's; its configurations have 0.7 for SD3.5 and 0.9 for FLUX.",
+        "The transition into the clean image, and on SD3.5's grid the one before, add no noise "
+        '(its code adds some there); `rollout.train_end` trains them. The level of the noise is '
+        "the recipe's; its configurations have 0.7 for SD3.5 and 0.9 for FLUX.",
         'T',
     ),
     'flow_grpo_weighted': Method(
@@ -103,8 +103,8 @@ METHODS: Mapping[str, Method] = {
         'Ours: shares as in `coca`, and transitions weighted by the square of their noise, so that '
         'all contribute gradients of equal size.',
         'no paper; from arXiv 2505.19196 and 2508.04324',
-        'The shares of `coca`, of a transition and all later ones; weights std² in the place of the '
-        'std that TempFlow-GRPO takes.',
+        'The shares of `coca`, of a transition and all later ones; weights std² in the place of '
+        'the std that TempFlow-GRPO takes.',
         'It reaches the score of the demo with a third of its network evaluations, over three '
         'seeds of the miniature ([the demo](results/demo/README.md#with-adapters)); nothing is '
         'known of it on other models.',

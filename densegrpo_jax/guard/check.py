@@ -83,7 +83,8 @@ def check_guard(checked: Checked) -> Part | None:
             'guard.on=True has nothing to measure: name rewards that are not trained on in '
             'eval.panel, or in `reward` with weight 0, or let guard.images be at least 2'
         )
-    if len(part.prompts) < FEWEST:
+    count = len({prompt.text for prompt in part.prompts})  # rows of one text are no more than one
+    if count < FEWEST:
         if 0 < g.prompts < FEWEST:
             way = f'raise guard.prompts={g.prompts} to at least that'
         elif config.eval.panel_prompts:
@@ -91,7 +92,7 @@ def check_guard(checked: Checked) -> Part | None:
         else:
             way = 'give it more by data.eval and data.eval_prompts'
         raise ValueError(
-            f'guard.on=True measures on {len(part.prompts)} prompts, and on fewer than {FEWEST} it '
+            f'guard.on=True measures on {count} different prompts, and on fewer than {FEWEST} it '
             f'finds no fall: {way}'
         )
     if g.images > config.eval.batch:

@@ -4,7 +4,8 @@ The rule. On the same prompts and noise, every unseen score (`eval.panel`, and t
 prompt's images) is compared with the start of the run. It has fallen if a paired one-sided test,
 the larger p of Student's t and of Hall's for skew, says so at `guard.level`, divided by the number
 of scores and of guarded evaluations in the run (`guard.falls`). An evaluation with a fallen
-score cannot be the best. After `guard.patience` such evaluations in a row, `guard.action` follows.
+score cannot be the best, nor one at which many prompts lack a score that they had. After
+`guard.patience` evaluations with a fallen score in a row, `guard.action` follows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -24,7 +25,7 @@ from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
 from densegrpo_jax.evaluation.panel import Part
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.guard.check import FOLDER, measures_kl, planned, ratio_limit, unseen_of
-from densegrpo_jax.guard.falls import FEWEST, Change, change, changes, fallen
+from densegrpo_jax.guard.falls import FEWEST, Change, change, changes, fallen, missing
 from densegrpo_jax.guard.history import History
 from densegrpo_jax.guard.verdict import write_verdict
 from densegrpo_jax.rewards.composite import TOTAL
@@ -67,6 +68,8 @@ class Guard:
         self._unseen = unseen_of(session.reward) if trained else []
         self._unseen += [reward.names[0] for reward in panel]
         self._unseen += [DIVERSITY] if g.images > 1 else []
+        self._texts = [prompt.text for prompt in part.prompts]
+        self._evaluated = [prompt.text for prompt in session.test]
         self._evaluator = Evaluator(
             session,
             part.prompts,
@@ -114,14 +117,15 @@ class Guard:
             first = policy if step == 0 else start_policy(self._session)
             self._start = self._evaluator(first, self._record, self._start_key(first))
         now = start = self._start
-        kl = 0.0 if self._divergence else None
         if step:
             now = self._evaluator(policy, self._record, policy_now)
-            kl = self._kl(policy, policy_now)
-        of_all = changes(start.scores, now.scores)
+        # the base's is 0, and costs nothing
+        kl = self._kl(policy if step or self._config.lora.init_from else None, policy_now)
+        of_all = changes(start.scores, now.scores, self._texts)
         found = {name: of_all.pop(name) for name in self._unseen}
+        lacking = [name for name in missing(start.scores, now.scores) if name in found]
         if step:
-            self._watch_unjudged(found)
+            self._watch_unjudged(found, lacking)
         down = fallen(found, self._config.guard.level, planned(self._config)) if step else []
         history.guarded = [row for row in history.guarded if row['step'] < step]
         earlier = history.guarded[-1]['kl'] if history.guarded else None
@@ -131,6 +135,7 @@ class Guard:
             'scores': json_value(found),
             'kl': kl,
             'fallen': down,
+            'missing': lacking,
             'action': '',
             'brake': history.brake,
         }
@@ -200,7 +205,7 @@ class Guard:
         rewards = float(np.mean(recent)) if recent else None
         if history.highest:
             before, then, best = history.highest
-            c = change(np.array(best, np.float64), scores)
+            c = change(np.array(best, np.float64), scores, self._evaluated)
             if then is None:  # of the start: nearest are the first updates
                 history.highest = [before, rewards, best]
             elif rewards is not None and rewards > then and self._is_fall(c):
@@ -214,9 +219,17 @@ class Guard:
         history.highest = [step, rewards, json_value(scores)]
 
     def _is_fall(self, c: Change) -> bool:
-        return bool(fallen({'': c}, self._config.guard.level, planned(self._config)))
+        # each evaluation, the start too, may be compared with any before it
+        count = planned(self._config)
+        return bool(fallen({'': c}, self._config.guard.level, count * (count + 1) // 2))
 
-    def _watch_unjudged(self, found: Mapping[str, Change]) -> None:
+    def _watch_unjudged(self, found: Mapping[str, Change], lacking: Sequence[str]) -> None:
+        if lacking:
+            told = ', '.join(f'{name} ({found[name].prompts} prompts)' for name in lacking)
+            self._alarm(
+                f'more than a tenth of the prompts that had {told} at the start lack it now, and '
+                'the test sees the others alone: this evaluation cannot be the best'
+            )
         if names := [name for name, c in found.items() if math.isnan(c.p)]:
             self._alarm(
                 f'fewer than {FEWEST} prompts have {", ".join(names)} at the start and now: '

@@ -27,10 +27,11 @@ class History:
 
     def competes(self, step: int) -> bool:
         """Whether the evaluation after `step` updates may be the best: a guard has neither passed
-        it over nor found a fallen score.
+        it over, nor found a score fallen or missing.
         """
-        fallen = [row['step'] for row in self.guarded if row['fallen']]
-        return step not in fallen and step not in self.passed_over
+        # rows of earlier versions tell of no missing scores
+        out = [row['step'] for row in self.guarded if row['fallen'] or row.get('missing')]
+        return step not in out and step not in self.passed_over
 
     def pass_over_unguarded(self) -> None:
         """A guard has measured: evaluations that none has seen compete no more."""

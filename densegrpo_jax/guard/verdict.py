@@ -41,18 +41,19 @@ def write_verdict(
     _pictures(picture, start, now, down, g.pairs)
     rows = [_row(name, c, 'fallen' if name in down else '') for name, c in unseen.items()]
     rows += [_row(name, c, 'trained') for name, c in trained.items()]
-    count, bound = len(next(iter(now.scores.values()))), g.level / comparisons
+    bound = g.level / comparisons
     shown = min(len(start.images), len(now.images))
     each = "Each prompt's picture" if now.group == 1 else f'All {now.group} pictures of each prompt'
     parts = [
         html.text('p', config.label),
         html.text('p', f'{", ".join(down)} fell below the start. {action}'.strip()),
-        html.table(('score', 'at the start', 'now', 'change', 'p', ''), rows),
+        html.table(('score', 'at the start', 'now', 'change', 'p', 'prompts', ''), rows),
         html.text(
             'p',
-            f"p: of a paired one-sided test over {count} prompts, the larger p of Student's t and "
-            f"of Hall's for skew. Fallen: p below {bound:.2g}, which is guard.level={g.level:g} "
-            'divided by the comparisons of the whole run.',
+            'p: of a paired one-sided test over the prompts that have the score at the start and '
+            "now, the larger p of Student's t and of Hall's for skew. Fallen: p below "
+            f'{bound:.2g}, which is guard.level={g.level:g} divided by the comparisons of the '
+            'whole run.',
         ),
         html.text('h2', f'Of {shown} prompts, those whose unseen scores lost most'),
         html.text('p', f'{each}, left at the start, right now, from the same noise.'),
@@ -66,7 +67,7 @@ def write_verdict(
 def _row(name: str, c: Change, note: str) -> tuple[str, ...]:
     p = '' if math.isnan(c.p) else f'{c.p:.2g}'
     change = f'{c.change:+.4f} ± {c.error:.4f}'
-    return name, f'{c.mean - c.change:.4f}', f'{c.mean:.4f}', change, p, note
+    return name, f'{c.mean - c.change:.4f}', f'{c.mean:.4f}', change, p, str(c.prompts), note
 
 
 def _pictures(

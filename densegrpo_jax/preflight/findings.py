@@ -13,6 +13,7 @@ from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Decided, Interval, Signals
 
 FEW = 0.05  # shares below it count as nothing
+MOST = 0.8  # a share whose whole interval is above it leaves nothing to learn
 NO_ADVICE = (
     'Signals and prices are measurements, not advice: on the miniature they did not foretell the '
     'order of learning curves (docs/preflight.md).'
@@ -77,10 +78,10 @@ def findings(
         first = [Finding(reason)]
     if not math.isfinite(spread.zero.value):
         return [*first, Finding('no group has two samples with a score', stop=True)]
-    if spread.zero.value > 1 - FEW:
+    if spread.zero.low > MOST:
         reason = (
-            f'{spread.zero.value:.0%} of the groups have no spread of rewards: only the prompt '
-            'decides, and a group teaches nothing. Use another reward, or other prompts'
+            f'{spread.zero.value:.0%} of the groups have no spread of rewards and teach nothing. '
+            'Use another reward, or other prompts'
         )
         return [*first, Finding(reason, stop=True)]
     if not math.isfinite(decided.reward.value):
@@ -88,14 +89,11 @@ def findings(
             'no group has two samples with a spread of rewards and all their scores: what decides '
             'the reward is unknown'
         )
-        return [*first, Finding(reason)]
+        return [*first, *_of_spread(spread), Finding(reason)]
     if decided.reward.value > 0.5:
-        reason = (
-            f'{decided.reward.value:.0%} of the variance within groups is noise of the reward '
-            'itself: the same image scored again gets another score. Use a reward that agrees with '
-            'itself'
-        )
-        return [*first, Finding(reason, stop=True)]
+        first = [*first, _of_noise(decided.reward)]
+        if first[-1].stop:
+            return first
     if not decided.trained.low > 0 and decided.trained.value < FEW:
         reason = (
             f'the noise of the trained transitions decides {decided.trained.value:.0%} of the '
@@ -104,6 +102,17 @@ def findings(
         )
         return [*first, Finding(reason, stop=True)]
     return [*first, *_of_last(decided, trained), *_of_spread(spread), *_of_signal(signals)]
+
+
+def _of_noise(share: Interval) -> Finding:
+    reason = (
+        f'{share.value:.0%} of the variance within groups is noise of the reward itself: the same '
+        'image scored again gets another score. '
+    )
+    if share.low > MOST:
+        return Finding(reason + 'Use a reward that agrees with itself', stop=True)
+    times = f'{1 / (1 - share.value):.2g}' if share.value < 0.99 else 'many'
+    return Finding(reason + f'Training takes about {times} times the samples')
 
 
 def _of_spread(spread: Spread) -> list[Finding]:

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from densegrpo_jax.preflight.signal import FLAT, Interval, Rewards, bootstrap, within
+from densegrpo_jax.preflight.signal import FLAT, Interval, Rewards, jackknifed, within
+
+LACKS = 0.05  # of a rank correlation: a completion that lies this little below keeps the order
 
 
 class Spread(NamedTuple):
@@ -14,7 +16,7 @@ class Spread(NamedTuple):
 
     Attributes:
       deviation: standard deviation within groups.
-      zero: share of groups without any.
+      zero: share of groups without any; its interval is that of Clopper and Pearson.
       ties: share of pairs of a group with equal rewards.
       best: mean over groups of the best reward minus the mean.
       valid: share of samples with a score.
@@ -29,6 +31,8 @@ class Spread(NamedTuple):
 
 def spread(terminal: np.ndarray) -> Spread:
     """Of the rewards [P, G] of samples; NaN where there is none, alone or with their twins."""
+    from scipy.stats import binomtest
+
     r = terminal
     variance = within(r, r)
     groups = np.isfinite(variance)  # with two samples at least
@@ -36,14 +40,17 @@ def spread(terminal: np.ndarray) -> Spread:
     same = (np.abs(r[:, :, None] - r[:, None, :]) < 1e-9) & pairs
     best = np.full(len(r), np.nan)
     best[groups] = np.nanmax(r[groups], axis=1) - np.nanmean(r[groups], axis=1)
-    flat = np.where(groups, variance < FLAT, np.nan)
+    zero = Interval(*[float('nan')] * 3)
+    if groups.any():
+        flat = binomtest(int((variance[groups] < FLAT).sum()), int(groups.sum()))
+        zero = Interval(flat.statistic, *map(float, flat.proportion_ci()))
 
-    def of(variance, flat, same, pairs, best):
+    def of(variance, same, pairs, best):
         ties = same.sum() / max(pairs.sum(), 1)
-        return np.array([np.sqrt(np.nanmean(variance)), np.nanmean(flat), ties, np.nanmean(best)])
+        return np.array([np.sqrt(np.nanmean(variance)), ties, np.nanmean(best)])
 
-    arrays = [variance, flat, same.sum((1, 2)), pairs.sum((1, 2)), best]
-    return Spread(*bootstrap(of, arrays), float(np.isfinite(r).mean()))
+    deviation, *others = jackknifed(of, [variance, same.sum((1, 2)), pairs.sum((1, 2)), best])
+    return Spread(deviation, zero, *others, float(np.isfinite(r).mean()))
 
 
 class Kept(NamedTuple):
@@ -51,11 +58,12 @@ class Kept(NamedTuple):
 
     Attributes:
       rank: steps of the completion, 0: all -> mean over groups of Spearman's correlation with the
-        terminal reward, for each of T states; NaN where no group has a spread in both.
+        terminal reward, for each of T states. A completion that scores a whole group alike keeps
+        nothing of its order: 0. NaN where no group has a spread of terminal rewards.
       below: steps -> how far its mean over states lies below that of full completions; the states
         are those that trained transitions leave.
-      cheapest: the smallest number of steps for which that is at most a standard error, by the
-        same bootstrap; 0: only full ones keep it.
+      cheapest: the smallest number of steps for which all of its interval is at most LACKS; 0:
+        only full ones are known to keep it.
     """
 
     rank: dict[int, list[Interval]]
@@ -67,16 +75,15 @@ def kept(rewards: Rewards, trained: np.ndarray) -> Kept:
     """Of rewards that are `whole`. trained: bool [T]."""
     counts = sorted(rewards.completions)
     rho = np.stack([_ranked(rewards.completions[n], rewards.terminal) for n in counts])
-    rank = bootstrap(lambda a: np.nanmean(a, axis=-1).ravel(), [rho])
+    rank = jackknifed(lambda a: np.nanmean(a, axis=-1).ravel(), [rho])
     rows = {n: rank[i * rewards.steps : (i + 1) * rewards.steps] for i, n in enumerate(counts)}
     full, few = counts.index(0), [n for n in counts if n]
     of_states = rho[:, trained]
-    lacking = bootstrap(
+    lacking = jackknifed(
         lambda a: np.nanmean(np.nanmean(a[full] - a, axis=-1), axis=-1), [of_states]
     )
     below = {n: lacking[counts.index(n)] for n in few}
-    error = lambda d: (d.high - d.low) / (2 * 1.96)
-    return Kept(rows, below, next((n for n in few if below[n].value <= error(below[n])), 0))
+    return Kept(rows, below, next((n for n in few if below[n].high <= LACKS), 0))
 
 
 def _ranked(values: np.ndarray, terminal: np.ndarray) -> np.ndarray:
@@ -86,9 +93,11 @@ def _ranked(values: np.ndarray, terminal: np.ndarray) -> np.ndarray:
     ranks = lambda a: rankdata(a, axis=-1, nan_policy='omit')
     of_states, of_terminal = ranks(values), ranks(terminal)
     joint = within(of_states, np.broadcast_to(of_terminal, of_states.shape))
-    scale = np.sqrt(within(of_states, of_states) * within(of_terminal, of_terminal))
+    wanted = within(of_terminal, of_terminal)
+    scale = np.sqrt(within(of_states, of_states) * wanted)
     with np.errstate(all='ignore'):
-        return np.where(scale > 0, joint / np.where(scale > 0, scale, 1), np.nan)
+        none = np.where((wanted > 0) & np.isfinite(joint), 0, np.nan)
+        return np.where(scale > 0, joint / np.where(scale > 0, scale, 1), none)
 
 
 def balance(rewards: Rewards) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from densegrpo_jax.preflight.findings import NO_ADVICE
+from densegrpo_jax.preflight.groups import LACKS
 from densegrpo_jax.preflight.record import Record
 from densegrpo_jax.preflight.signal import Interval
 from densegrpo_jax.runtime import html
@@ -132,9 +133,9 @@ def _of_columns(d: dict) -> list[str]:
     below = ', '.join(f'{n}: {lack}' for n, lack in d['rank_below_full'].items())
     kept = d['cheapest_completion']
     told = (
-        f'the smallest n that keeps it up to a standard error is {kept}'
+        f'the smallest n whose interval ends at most {LACKS:g} below is {kept}'
         if kept
-        else 'none of these keeps it up to a standard error'
+        else f'of none of these does the interval end at most {LACKS:g} below'
     )
     found = [
         'calibrated: the noise after one step of calibration by this recipe, z = '

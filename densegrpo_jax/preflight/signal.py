@@ -38,7 +38,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 1000
 FLAT = 1e-18  # a variance of rewards below it is rounding
 
 
@@ -90,7 +89,7 @@ class Rewards(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate with a 95 % interval over prompts, by `bootstrap` or `jackknife`."""
+    """An estimate with a 95 % interval over prompts, by `jackknife` unless said otherwise."""
 
     value: float
     low: float
@@ -134,21 +133,15 @@ class Decided(NamedTuple):
     total: float
 
 
-def bootstrap(
-    statistic: Callable[..., np.ndarray], arrays: list[np.ndarray], seed: int = 0
-) -> list[Interval]:
-    """Intervals of a statistic (arrays [..., P] -> [S]) over resampled prompts."""
-    count = arrays[0].shape[-1]
-    rng = np.random.default_rng(seed)
+def jackknifed(statistic: Callable[..., np.ndarray], arrays: list[np.ndarray]) -> list[Interval]:
+    """Intervals of a statistic (arrays [..., P] -> [S]) over prompts."""
     with np.errstate(all='ignore'), warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # a resample in which nothing is defined
+        warnings.simplefilter('ignore', RuntimeWarning)  # without a score nothing is defined
         value = np.atleast_1d(statistic(*arrays))
-        drawn = []
-        for _ in range(RESAMPLES):
-            rows = rng.integers(count, size=count)
-            drawn.append(np.atleast_1d(statistic(*(a[..., rows] for a in arrays))))
-        low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0)
-    return [Interval(*map(float, each)) for each in zip(value, low, high)]
+        prompts = range(arrays[0].shape[-1])
+        others = [statistic(*(np.delete(a, p, axis=-1) for a in arrays)) for p in prompts]
+    left_out = np.array([np.atleast_1d(other) for other in others])
+    return [jackknife(v, left_out[:, i]) for i, v in enumerate(value)]
 
 
 def covariances(rewards: Rewards) -> np.ndarray:
@@ -175,7 +168,7 @@ def decided(rewards: Rewards, trained: np.ndarray | None = None) -> Decided:
         parts[np.abs(parts) < 1e-9] = 0  # rounding
         return np.array([between / (between + variance), *parts, between + variance])
 
-    found = bootstrap(shares, [c, own, means, sizes.astype(float)])
+    found = jackknifed(shares, [c, own, means, sizes.astype(float)])
     prompt, noise, reward, together, *steps, total = found
     return Decided(prompt, noise, steps, reward, together, total.value)
 

@@ -85,8 +85,9 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
         changes = {name: change for name, (_, change, *_) in rows[step]['scores'].items()}
         return Chosen(step, scores[step], changes)
 
-    fine = [step for step in scores if not rows[step]['fallen']]
-    alarms = len(scores) - len(fine)
+    down = [step for step in scores if rows[step]['fallen']]
+    fine = [step for step in scores if step not in down and not rows[step].get('missing')]
+    alarms = len(down)
     return Outcome(scores[0], best([*scores]), best(fine), alarms, len(scores) - 1)
 
 

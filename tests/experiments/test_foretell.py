@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from densegrpo_jax.preflight import signal as signal_module
 from experiments import foretell
 from tests.preflight.planted import planted
 
@@ -24,7 +23,6 @@ def found():
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(signal_module, 'RESAMPLES', 50)
     monkeypatch.setattr(foretell, 'RESAMPLES', 200)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from densegrpo_jax.guard.falls import Change, change, changes, fallen
+from densegrpo_jax.guard.falls import Change, change, changes, fallen, missing
 
 
 def test_a_change_is_a_paired_test_of_the_prompts_that_have_both():
@@ -25,7 +25,7 @@ def test_a_change_is_a_paired_test_of_the_prompts_that_have_both():
     assert found.p == pytest.approx(max(plain.pvalue, corrected), rel=1e-9)
     assert found.change == pytest.approx((now - start)[both].mean())
     assert found.error == pytest.approx(scipy.stats.sem((now - start)[both]))
-    assert found.mean == pytest.approx(np.nanmean(now))
+    assert found.mean == pytest.approx(np.nanmean(now)) and found.prompts == 18
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,31 @@ def test_changes_without_spread(start, now, p):
     assert change(np.array(start, float), np.array(now)).p == pytest.approx(p, nan_ok=True)
 
 
+def test_rows_of_one_text_count_as_one_prompt():
+    rng = np.random.default_rng(4)
+    start, now = rng.standard_normal((2, 12))
+    found = change(start, now)
+    twice = change(np.tile(start, 2), np.tile(now, 2), [f'prompt {i}' for i in range(12)] * 2)
+    assert twice == pytest.approx(found) and twice.prompts == 12
+    few = change(np.zeros(20), np.arange(20.0), ['a', 'b'] * 10)
+    assert few.prompts == 2 and few[:2] == (9.5, 9.5) and math.isnan(few.p)
+
+
+def test_a_score_that_many_prompts_have_lost_is_missing():
+    start, now = np.full(40, math.nan), np.full(40, math.nan)
+    start[:30] = now[3:] = 0.0
+    now = {'a': now, 'b': np.where(np.arange(40) == 29, math.nan, now), 'c': now * math.nan}
+    never = np.full(40, math.nan)
+    assert missing({'a': start, 'b': start, 'c': never}, now) == ['b']
+
+
 def test_a_fall_is_judged_against_all_comparisons_of_the_run():
-    found = {'a': Change(0, -1, 1, 0.004), 'b': Change(0, -1, 1, 0.006), 'c': Change(0, 1, 1, 0.9)}
+    of = lambda p: Change(0, -1, 1, p, 9)
+    found = {'a': of(0.004), 'b': of(0.006), 'c': of(0.9)}
     # 0.05 / (3 scores x 3 evaluations) = 0.0056
     assert fallen(found, 0.05, 3) == ['a']
     assert fallen(found, 0.05, 1) == ['a', 'b']
-    assert fallen(found | {'d': Change(0, 0, 0, math.nan)}, 0.05, 3) == ['a']
+    assert fallen(found | {'d': of(math.nan)}, 0.05, 3) == ['a']
 
 
 def test_the_level_bounds_false_alarms_of_whole_runs():
@@ -70,7 +89,7 @@ def test_skew_is_no_fall():
     d, level = np.random.default_rng(2).exponential(size=(6000, 32)) - 1, 0.002
     found = scipy.stats.ttest_1samp(d, 0, axis=1, alternative='less').pvalue < level
     alone, both = found.sum(), sum(change(np.zeros(32), row).p < level for row in d)
-    assert alone > 4 * level * 6000 and both < 0.6 * alone
+    assert alone > 6 * level * 6000 and both < 3 * level * 6000
 
 
 def test_a_large_fall_is_found_whatever_its_skew():

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator
 from densegrpo_jax.guard.check import check_guard, planned, unseen_of
 from densegrpo_jax.guard.falls import change
 from densegrpo_jax.guard.guard import Guard
@@ -51,6 +52,16 @@ class Same(Brightness):
         return Scores({'same': np.ones(len(images), np.float32)}, np.ones(len(images), bool))
 
 
+class Chance(Brightness):
+    """Changes with every pixel, and means nothing."""
+
+    name, names, range = 'chance', ('chance',), (0.0, 1.0)
+
+    def __call__(self, images, prompts, metadata):
+        found = [zlib.crc32(image.tobytes()) / 2**32 for image in images]
+        return Scores({'chance': np.array(found, np.float32)}, np.ones(len(images), bool))
+
+
 @pytest.fixture
 def config(folder, monkeypatch):
     """Five updates on brightness with large steps, each evaluated and saved. Darkness has fallen
@@ -58,6 +69,7 @@ def config(folder, monkeypatch):
     """
     monkeypatch.setitem(REWARDS, 'darkness', Darkness)
     monkeypatch.setitem(REWARDS, 'same', Same)
+    monkeypatch.setitem(REWARDS, 'chance', Chance)
     found = make_config(
         folder,
         iterations=5,
@@ -119,10 +131,13 @@ def test_a_fallen_score_keeps_a_checkpoint_from_being_the_best(config, tmp_path,
 
 @pytest.mark.slow
 def test_nothing_falls_where_nothing_is_lost(config, tmp_path):
-    config.eval.panel = {'same': {}}
-    config.guard.images, config.guard.action = 1, 'stop'
+    config.eval.panel = {'chance': {}}
+    config.guard.images, config.guard.action, config.guard.level = 1, 'stop', 0.01
     summary = trained(config, tmp_path)
-    assert [row['fallen'] for row in summary['guard']['evaluations']] == [[]] * 6
+    of = summary['guard']['evaluations']
+    assert [row['fallen'] for row in of] == [[]] * 6
+    # the test has seen scores that move, and could have found a fall
+    assert all(0 < p < 1 for row in of[1:] for _, _, _, p, _ in [row['scores']['chance']])
     assert summary['best']['step'] == max(summary['evaluations'], key=lambda e: e[1])[0]
     assert not list((tmp_path / 'guard').glob('verdict_*'))
 
@@ -179,10 +194,10 @@ def test_the_brake_in_an_update(kind, beta):
     ('changes', 'message'),
     [
         ({'guard.images': 1}, 'has nothing to measure: name rewards .* in eval.panel'),
-        ({'guard.prompts': 7}, 'on 7 prompts, and on fewer than 8 .* raise guard.prompts=7'),
+        ({'guard.prompts': 7}, 'on 7 different prompts, and on .* raise guard.prompts=7'),
         (
             {'data.eval_prompts': 7},
-            'on 7 prompts, and .* finds no fall: give it more by data.eval and',
+            'on 7 different prompts, and .* finds no fall: give it more by data.eval and',
         ),
         ({'guard.images': 9}, 'guard.images=9 of a prompt .*raise eval.batch=8'),
         ({'guard.action': 'brake', 'guard.brake': 'beta'}, "use guard.brake='rate'"),
@@ -261,6 +276,7 @@ def test_all_processes_decide_alike(config):
         guard, history = object.__new__(Guard), History()
         guard._config, guard._session, guard._record = config, opened, None
         guard._divergence, guard._unseen, guard._folder = None, ['diversity'], None
+        guard._texts = guard._evaluated = [prompt.text for prompt in PROMPTS]
         with At(JpegReward(), 1) as scorer:
             guard._evaluator = Evaluator(
                 opened, PROMPTS, scorer, group=2, embed=embed, sample=Alike()
@@ -272,7 +288,7 @@ def test_all_processes_decide_alike(config):
 
     (first, rows_first), (second, rows_second) = on_hosts(decide)
     assert first == second and rows_first == rows_second
-    assert rows_first[0]['fallen'] == ['diversity']
+    assert rows_first[0]['fallen'] == ['diversity'] and rows_first[0]['missing'] == []
 
 
 def test_the_evaluations_of_a_run_are_counted(config):
@@ -324,6 +340,7 @@ def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
     """
     config.eval.every, rng = 2, np.random.default_rng(0)
     guard, easy = object.__new__(Guard), rng.random(16)
+    guard._evaluated = None
 
     def told(changes, rewards):
         guard._config, history, found = config, History(), []
@@ -348,12 +365,49 @@ def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
     assert 'between updates 0 and 4' in alarm and 'from 0.1000 to 0.2000' in alarm
 
 
+def test_a_score_that_goes_nowhere_is_seldom_told(config, caplog):
+    """30 evaluations of a score that moves by chance, each compared with the highest before it."""
+    config.update_from_flattened_dict({'iterations': 30, 'guard.level': 0.05})
+    guard, rng, told = object.__new__(Guard), np.random.default_rng(0), 0
+    guard._config, guard._evaluated = config, None
+    for _ in range(60):
+        history = History()
+        for step in range(31):
+            history.rewards = [[step, float(step)]]
+            guard._compare(history, step, rng.standard_normal(32))
+            history.evaluations.append([step, 0.0, 0.0])
+        told, _ = told + bool(caplog.records), caplog.clear()
+    assert told <= 0.1 * 60
+
+
+def test_an_evaluation_that_lost_scores_is_told_and_not_the_best(config, caplog):
+    guard, start, now = object.__new__(Guard), np.zeros(96), np.zeros(96)
+    now[16:] = np.nan
+    found = {'a': change(start, now)}
+    guard._watch_unjudged(found, ['a'])
+    assert 'prompts that had a (16 prompts) at the start lack it now' in caplog.text
+    row = {'step': 1, 'fallen': [], 'missing': ['a'], 'action': '', 'brake': 1.0}
+    history = History([[0, 0.5, 0.0], [1, 0.9, 0.0]], [row | {'step': 0, 'missing': []}, row])
+    assert history.best()[0] == 0 and history.fallen_in_a_row == 0
+
+
 def test_a_score_of_few_prompts_is_told(config, caplog):
     guard, start = object.__new__(Guard), np.zeros(8)
-    guard._watch_unjudged({'a': change(start, start)})
+    guard._watch_unjudged({'a': change(start, start)}, [])
     assert not caplog.records
-    guard._watch_unjudged({'a': change(start, start), 'b': change(start, [np.nan] + [0.0] * 7)})
+    guard._watch_unjudged({'a': change(start, start), 'b': change(start, [np.nan] + [0.0] * 7)}, [])
     assert 'fewer than 8 prompts have b at the start and now' in caplog.text
+
+
+@pytest.mark.parametrize('begun', ['', 'adapters.safetensors'])
+def test_the_kl_of_the_start_is_that_of_its_adapters(config, begun):
+    config.lora.init_from, start = begun, {'a': np.zeros(1)}
+    guard, measured = object.__new__(Guard), []
+    guard._config, guard._unseen, guard._texts, guard._record = config, [], None, None
+    guard._divergence, guard._psi = lambda policy, *_: measured.append(policy) or np.ones(2), None
+    guard._start, history = Evaluation({'total': np.zeros(8)}, np.zeros(0), []), History()
+    guard(0, start, history, np.zeros(8))
+    assert measured == ([start] if begun else [None]) and history.guarded[0]['kl'] == 1
 
 
 def test_a_jump_of_the_kl_is_told(config, caplog):

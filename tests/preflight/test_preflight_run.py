@@ -8,7 +8,7 @@ import pytest
 
 from densegrpo_jax.core.kernels import SIGMA
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
-from densegrpo_jax.preflight import page, record, signal
+from densegrpo_jax.preflight import page, record
 from densegrpo_jax.preflight import run as run_module
 from densegrpo_jax.preflight.costs import cost
 from densegrpo_jax.preflight.run import run
@@ -34,10 +34,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def few_resamples():
+def a_reward_of_brightness():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REWARDS, 'brightness', Brightness)
-        patch.setattr(signal, 'RESAMPLES', 50)
         yield
 
 
