@@ -3,12 +3,13 @@
     python -m experiments.foretell --config=configs/claims_ocr.py --workdir=runs/foretell \\
         --out=docs/results/foretold
 
-Runs `densegrpo_jax.preflight` for the configuration, and for its other noise levels, and takes the
-signal of every credit that --runs (`experiments.reproduce`'s tables) has trained with. A run counts
-as the mean of its score over its evaluations after the start. Writes a scatter, a table and the
-rank correlation over the credits, with a bootstrap interval, into --out. A signal is a share of
-what one noise decides, so signals of several noises are shown and not compared. With --norun the
-page is made again from OUT/signal.json. Exit status as `experiments.reproduce`.
+Runs `densegrpo_jax.preflight` for the configuration, and for the other noise levels that --runs
+has, and takes the signal of every credit that --runs (`experiments.reproduce`'s tables) has trained
+with. A run counts as the mean of its score over its evaluations after the start. Writes a scatter,
+a table and the rank correlation over the credits, with a bootstrap interval, into --out. A signal
+is a share of what one noise decides, so signals of several noises are shown and not compared: only
+the order of credits within a setting can be foretold. With --norun the page is made again from
+OUT/signal.json. Exit status as `experiments.reproduce`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from experiments.reproduction.facts import commit
 from experiments.reproduction.figures import VARIANTS
 from experiments.reproduction.records import PAGE, Records, check_page
 from experiments.reproduction.statistics import summary
-from experiments.reproduction.sweep import CommandFailed, complete
+from experiments.reproduction.sweep import CommandFailed, base_digest, complete
 
 _WHOLE = {'window': 1, 'alpha': 0.0}
 CREDITS: Mapping[str, Credit] = {
@@ -225,15 +226,24 @@ def main(flag) -> int:
     if flag.norun:
         known = lambda values: [math.nan if value is None else value for value in values]
         signal = {name: Interval(*known(s)) for name, s in read_json(out / SIGNAL).items()}
-        how = f'`python -m experiments.foretell --norun --out={flag.out}`, from `{SIGNAL}`.'
+        how = (
+            f'`python -m experiments.foretell --norun --runs={flag.runs} --out={flag.out}`, from '
+            f'`{SIGNAL}`.'
+        )
         logging.info('made %s', ', '.join(map(str, write(out, signal, heights(records), how))))
         return FINISHED
-    load(flag.config)  # before the first preflight
+    config, base = load(flag.config), base_digest(flag.config, ())
+    if other := {run['base'] for run in records.runs.values()} - {base}:
+        raise ValueError(
+            f'--runs={flag.runs} has runs of {", ".join(sorted(other))}, and '
+            f'--config={flag.config} is {base}: a signal foretells runs of its own configuration'
+        )
+    trained_with = [name for name in NOISES if records.seeds(name)]
     workdir.mkdir(parents=True, exist_ok=True)
     size = [f'--prompts={flag.prompts}', f'--group={flag.group}', '--completions=1,2,3']
     try:
         with handle_stop_signals() as stop:
-            for name in ('base', *NOISES):
+            for name in ('base', *trained_with):
                 changes = VARIANTS.get(name, {})
                 keys = [f'--config.{key}={value}' for key, value in changes.items()]
                 command = ['python', '-m', 'densegrpo_jax.preflight', f'--config={flag.config}']
@@ -245,10 +255,9 @@ def main(flag) -> int:
     except CommandFailed as reason:
         logging.error('%s', reason)
         return reason.status
-    config = load(flag.config)
     pipeline = open_base(config, make_mesh(config.mesh))[1]
     trained = make_schedule(pipeline, config).masks.trained
-    noises = {name: _measured(workdir / name) for name in NOISES}
+    noises = {name: _measured(workdir / name) for name in trained_with}
     signal = foretold(_measured(workdir / 'base'), noises, trained)
     how = (
         f'`python -m experiments.foretell --workdir=... --out={flag.out}`, {flag.prompts} prompts '

@@ -98,3 +98,8 @@ def test_without_runs_there_is_nothing_to_compare(tmp_path):
 
     with pytest.raises(ValueError, match='none has no runs.csv'):
         foretell.main(Flags)
+    Flags.runs, Flags.config = 'docs/results/reproduction/geneval', 'configs/claims_ocr.py'
+    with pytest.raises(
+        ValueError, match='runs of claims_geneval-.*is claims_ocr-.*of its own conf'
+    ):
+        foretell.main(Flags)
