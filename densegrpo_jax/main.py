@@ -40,13 +40,21 @@ from densegrpo_jax.config.flag_types import define_real
 
 
 def main(flag) -> int:
+    from densegrpo_jax.config.method import own_parts
     from densegrpo_jax.config.unread import check_unread
     from densegrpo_jax.config.validation import validate
     from densegrpo_jax.runtime.profiling import check_profile, profile_of
 
     config = flag.config
-    validate(config)
-    check_unread(config, given_keys(), then=flag.unread)
+
+    def check_keys() -> None:
+        validate(config)
+        check_unread(config, given_keys(), then=flag.unread)
+
+    # A user's own module may compute when it is imported: not before the devices are set up.
+    own = own_parts(config)
+    if not own:
+        check_keys()
     profile = profile_of(flag.profile) if flag.profile is not None else None
     if profile:
         check_profile(profile, config.iterations)
@@ -64,6 +72,8 @@ def main(flag) -> int:
     batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
 
     def work(workdir, mesh, stop):
+        if own:
+            check_keys()
         command = shlex.join(started_by(sys.orig_argv, sys.argv[1:]))
         start = Start(command, given_recipe(), str(pathlib.Path.cwd()))
         return run(

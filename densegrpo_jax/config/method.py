@@ -139,17 +139,23 @@ def roles_read(config) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*loss_of(config).needs, *kl]))
 
 
-def own_code(config) -> dict[str, str]:
-    """Key -> digest of the module that it names, for the parts and rewards of a user's own."""
+def own_parts(config) -> dict[str, str]:
+    """Key -> what it names, for the method's parts of a user's own; imports none."""
     named = {
         'credit.rule': config.credit.rule,
         'plan.kind': config.plan.kind,
         'rollout.kernel': config.rollout.kernel,
         'rollout.noise': config.rollout.noise,
         'loss.kind': config.loss.kind,
-        **{f'reward.{name}': o.get('kind', name) for name, o in config.reward.items()},
     }
-    return {key: code_digest(name) for key, name in named.items() if ':' in name}
+    return {key: name for key, name in named.items() if ':' in name}
+
+
+def own_code(config) -> dict[str, str]:
+    """Key -> digest of the module that it names, for the parts and rewards of a user's own."""
+    rewards = {f'reward.{name}': o.get('kind', name) for name, o in config.reward.items()}
+    named = own_parts(config) | {key: name for key, name in rewards.items() if ':' in name}
+    return {key: code_digest(name) for key, name in named.items()}
 
 
 def check_method(config) -> None:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -458,3 +459,28 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(
         with pytest.raises(ValueError, match=f'{tmp_path} is being written to by another run'):
             main.main(flag)
     assert isinstance(error, Preempted) or str(error) in caplog.text
+
+
+def test_a_module_of_ones_own_is_imported_after_the_devices_are_set_up(tmp_path, monkeypatch):
+    """It may compute when it is imported, which starts the devices as they are."""
+
+    def start_devices(*_):
+        assert 'own_early' not in sys.modules
+        started.append(True)
+
+    def run(*args, **options):
+        assert 'own_early' in sys.modules  # checked before the run begins
+        raise Preempted('SIGTERM')
+
+    (tmp_path / 'own_early.py').write_text(
+        'from densegrpo_jax.core.credit_rules import CreditRule\n'
+        'rule = CreditRule(lambda rewards: rewards[1:])\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    started, config = [], tiny_ocr.get_config()
+    config.credit.rule = 'own_early:rule'
+    flag = process_flags(tmp_path / 'run', config=config, unread='warn', profile=None)
+    monkeypatch.setattr('densegrpo_jax.training.run.run', run)
+    monkeypatch.setattr(execution, 'start_devices', start_devices)
+    monkeypatch.setattr(execution, 'keep_compiled', lambda *args: None)
+    assert main.main(flag) == 75 and started
