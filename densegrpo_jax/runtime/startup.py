@@ -81,8 +81,8 @@ def start_processes(
         message.
 
     Raises:
-      ValueError: some of the three are missing, no launcher was found in mode 'on', or not all
-        processes have joined within five minutes.
+      ValueError: some of the three are missing, no launcher was found in mode 'on', this
+        process cannot join, or not all have joined within five minutes.
     """
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) and not all(given):
@@ -130,6 +130,12 @@ def start_processes(
             '--coordinator=HOST:PORT --num_processes=N --process_id=I'
         ) from None
     except jax.errors.JaxRuntimeError as error:
+        if 'DEADLINE_EXCEEDED' not in str(error):
+            raise ValueError(
+                f'this process cannot join the run ({_first_line(error)}): is the port of process '
+                '0 taken, was one --process_id started twice, or this process alone anew? Start '
+                'all of them again'
+            ) from None
         raise ValueError(
             f'not all processes of the run joined in time ({_first_line(error)}): the logs of the '
             'others say why; start all of them again'

@@ -13,7 +13,7 @@ import pytest
 from densegrpo_jax import main
 from densegrpo_jax.__main__ import COMMANDS
 from densegrpo_jax.rewards import Scorer
-from densegrpo_jax.runtime.startup import check_device, cpu_devices
+from densegrpo_jax.runtime.startup import check_device, cpu_devices, start_processes
 from densegrpo_jax.sampling import execution
 from tests.process_flags import process_flags
 
@@ -60,6 +60,15 @@ def test_who_waited_in_vain_for_the_others_says_so_and_starts_no_device(
         'not all processes of the run joined in time (DEADLINE_EXCEEDED: Barrier timed out): the '
         'logs of the others say why'
     ) in caplog.text
+
+
+def test_a_process_that_cannot_join_is_not_told_that_others_are_late(monkeypatch):
+    def initialize(**_):
+        raise jax.errors.JaxRuntimeError('ALREADY_EXISTS: task 1 has connected before.')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    with pytest.raises(ValueError, match='cannot join the run .ALREADY_EXISTS.*--process_id'):
+        start_processes('on', 'a:1', 2, 1)
 
 
 def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
