@@ -7,6 +7,7 @@ whose wait must be able to end (scores, stop requests) go this way.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -125,6 +126,14 @@ class Hosts:
         """The error that was told first (`fail`), in words; None if there was none."""
         said = self.find(FAILURE) if self.count > 1 else None
         return None if said is None else said.decode()
+
+    def behind(self, error: Exception) -> Exception:
+        """What ends a process with `error`: OtherProcessFailed if another's error stopped it."""
+        told = None
+        if isinstance(error, Preempted):
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
+                told = self.failure()
+        return OtherProcessFailed(told) if told else error
 
     def end(self) -> None:
         """Tells the others that this process gives no further value. Whoever waits for one then

@@ -88,6 +88,7 @@ def execute(
             except Exception as error:
                 if hosts.count == 1:
                     raise
+                error = hosts.behind(error)
                 status = _report(error)  # first: the others may take their time
                 if (failure := part(hosts, error)) and status == RESUMABLE:
                     logging.error('%s', failure)

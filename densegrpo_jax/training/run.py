@@ -266,8 +266,9 @@ def run(
                 if isinstance(reason, Preempted):
                     raise  # there is no other error
                 logging.error('The last completed update could not be saved: %s', error)
-            _say_what_is_left(checkpoints.latest_step(), config.iterations, reason)
-            if not isinstance(reason, Preempted | RewardsGone):  # those go on by themselves
+            ended = stop.communicator.hosts.behind(reason)
+            _say_what_is_left(checkpoints.latest_step(), config.iterations, ended)
+            if not isinstance(ended, Preempted | RewardsGone):  # those go on by themselves
                 reporter.failed()
             raise
         checkpoints.wait_until_finished()

@@ -9,7 +9,7 @@ import pytest
 
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import execution
 from tests.fake_hosts import on_hosts
@@ -99,6 +99,22 @@ def test_those_that_an_error_has_stopped_at_a_round_end_with_it_too(statuses, ca
 
     assert statuses(work) == [1, 2]
     assert 'process 1 of the run failed: ValueError: bad' in caplog.text
+    assert 'the same command continues' not in caplog.text
+
+
+def test_what_is_behind_a_stop_is_the_error_of_another_process():
+    def on_host(hosts):
+        stopped, mine = Preempted('stopped'), ValueError('mine')
+        assert hosts.behind(stopped) is stopped
+        hosts.meet('looked', 5)
+        if hosts.index == 1:
+            hosts.fail(ValueError('bad'))
+        hosts.meet('told', 5)
+        assert hosts.behind(mine) is mine
+        return hosts.behind(stopped)
+
+    ends = on_hosts(on_host)
+    assert all(isinstance(end, OtherProcessFailed) for end in ends), ends
 
 
 def test_a_stop_of_one_process_is_no_error(statuses, caplog):
