@@ -53,7 +53,7 @@ def check_rounds(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> 
         pipeline.image_tokens(config.model.height, config.model.width)
     shards, r = batch_shards(mesh), config.rollout
     sizes = budget_sizes(r.group, config.budget.ratio)
-    if config.budget.by != 'none' and not _batches(sizes, config, shards)[1]:
+    if config.budget.by != 'none' and not _batches(sizes, config, shards):
         raise ValueError(
             f'budget.by={config.budget.by!r} makes groups of {sizes[0]} and {sizes[1]} samples, '
             f'of which at most rollout.prompts_per_batch={r.prompts_per_batch} times {r.group} are '
@@ -228,7 +228,7 @@ def group_sizes(
 
 def paired(sizes: np.ndarray, config, shards: int) -> tuple[list[int], int]:
     """An order of the prompts in which every update has as many small groups as large ones, and the
-    number of prompts to sample together: of one size, if possible dividing over `shards`.
+    number of prompts to sample together: of one size, dividing over `shards`.
 
     Args:
       sizes: [P], two different values, each of half of the prompts.
@@ -242,15 +242,14 @@ def paired(sizes: np.ndarray, config, shards: int) -> tuple[list[int], int]:
         for part in (small, large)
         for p in part[start : start + share]
     ]
-    fitting, split = _batches((low, high), config, shards)
-    return order, max(split or fitting)
+    return order, max(_batches((low, high), config, shards))
 
 
-def _batches(sizes: tuple[int, int], config, shards: int) -> tuple[list[int], list[int]]:
-    """Numbers of prompts of one size that can be sampled together, of no more samples than a batch
-    of equal groups has, and those of them whose samples divide over `shards`.
+def _batches(sizes: tuple[int, int], config, shards: int) -> list[int]:
+    """Numbers of prompts of one size that can be sampled together, dividing over `shards`: of no
+    more samples than a batch of equal groups has, but at least one prompt.
     """
     r, share = config.rollout, config.rollout.prompts // (2 * config.optim.updates)
     most = max(1, r.prompts_per_batch * r.group // max(sizes))
     fitting = [b for b in range(1, most + 1) if share % b == 0]
-    return fitting, [b for b in fitting if all(b * size % shards == 0 for size in sizes)]
+    return [b for b in fitting if all(b * size % shards == 0 for size in sizes)]
