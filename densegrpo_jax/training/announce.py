@@ -34,7 +34,7 @@ from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES
-from densegrpo_jax.training.geometry import rows_of_sample
+from densegrpo_jax.training.geometry import rows_of_sample, samples_at_once
 
 GIB = 2**30
 TRAINED = 'trained, optimiser, moving average'
@@ -75,7 +75,7 @@ def memory(
     weights, trained = of(stored), of(state)
     plan, samples = largest(config, schedule).plan, r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
-    batch = r.prompts_per_batch * r.group
+    batch = samples_at_once(config)
     means = len(plan.transitions.job) if loss_of(config).mean_old else 0
     kept = (plan.kept + 1 + means) * samples * row / devices
     buffer = (plan.rows + means) * batch * row / devices

@@ -7,6 +7,7 @@ from __future__ import annotations
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import loss_of, roles_read
+from densegrpo_jax.config.moving_keys import budget_sizes
 from densegrpo_jax.core.roles import REF
 from densegrpo_jax.runtime.mesh import check_batch
 from densegrpo_jax.sampling.schedule import Schedule, beside
@@ -23,6 +24,15 @@ def skips_rows(config) -> bool:
     other role is compared with the policy in the others.
     """
     return loss_of(config).weights is not None and REF not in roles_read(config)
+
+
+def samples_at_once(config) -> int:
+    """Most samples of one rollout: those of a batch of prompts, or of a prompt with a larger group
+    if a batch has fewer.
+    """
+    r, b = config.rollout, config.budget
+    batch = r.prompts_per_batch * r.group
+    return batch if b.by == 'none' else max(batch, budget_sizes(r.group, b.ratio)[1])
 
 
 def rows_of_sample(config, schedule: Schedule) -> int:

@@ -12,6 +12,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 from densegrpo_jax.training import announce
+from densegrpo_jax.training.geometry import samples_at_once
 
 NEED = {
     'weights': 22.0 * announce.GIB,
@@ -146,3 +147,15 @@ def test_latents_of_an_update_are_counted():
     for draws in (1, 10):
         assert need('method=nft', draws=draws) == (96 + 3 * 96) * latent
     assert need('method=guard') == 3 * 5 * 96 * latent  # and the means
+
+
+def test_a_larger_group_may_be_more_than_a_batch():
+    """Of 16 and 32 samples where one prompt is sampled at a time: memory is reckoned for 32."""
+    config = tiny_ocr.get_config('method=aegpo')
+    config.rollout.update(group=24, prompts_per_batch=1)
+    config.budget.ratio = 2.0
+    assert samples_at_once(config) == 32
+    config.rollout.prompts_per_batch = 2
+    assert samples_at_once(config) == 48
+    config.budget.by = 'none'
+    assert samples_at_once(config) == 48
