@@ -107,10 +107,6 @@ class TextCache:
         path.unlink(missing_ok=True)
         return ''
 
-    def missing(self, prompts: Iterable[str]) -> list[str]:
-        """The distinct prompts that are not stored yet, in order; see `stored`."""
-        return [prompt for prompt, says in self.stored(prompts).items() if not says]
-
     def check_room(self, prompts: Sequence[str]) -> None:
         """Raises ValueError if the disk has too little room for the files of `prompts`."""
         count = sum(not self._has(prompt) for prompt in prompts) if self._on_disk else 0

@@ -31,6 +31,10 @@ def folder(tmp_path_factory):
     return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
+def missing(cache, prompts):
+    return [prompt for prompt, says in cache.stored(prompts).items() if not says]
+
+
 def stored(folder, directory, prompts=PROMPTS, stop=None):
     config = default_config()
     config.model.dtype, config.text_cache = 'float32', str(directory)
@@ -76,7 +80,8 @@ def test_another_length_tokenizer_model_or_dtype_is_another_key(folder, tmp_path
     assert len(set(keys)) == 5 and key(tmp_path / 'same') == keys[0]
     first, second = (TextCache(tmp_path / 'cache', k, _rows(1)) for k in keys[:2])
     first.fill(PROMPTS[:1], lambda part: _rows(len(part)), 1, lambda n: None)
-    assert first.missing(PROMPTS[:2]) == PROMPTS[1:2] and second.missing(PROMPTS[:2]) == PROMPTS[:2]
+    assert missing(first, PROMPTS[:2]) == PROMPTS[1:2]
+    assert missing(second, PROMPTS[:2]) == PROMPTS[:2]
 
 
 def _rows(count):
@@ -161,29 +166,29 @@ def test_a_file_of_another_prompt_or_encoder_is_not_used(tmp_path, caplog):
         'context': jnp.stack([jnp.full((2, 3), value(p), jnp.float32) for p in part]),
         'pooled': jnp.ones((len(part), 3)),
     }
-    fill = lambda cache: cache.fill(cache.missing(prompts), rows, 2, lambda n: None)
+    fill = lambda cache: cache.fill(missing(cache, prompts), rows, 2, lambda n: None)
     other, cache = (TextCache(tmp_path, key, shapes) for key in ('other', 'key'))
     fill(other), fill(cache)
     paths = [cache.path(p) for p in prompts]
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, contents[::-1]):
         path.write_bytes(content)
-    assert TextCache(tmp_path, 'key', shapes).missing(prompts) == prompts
+    assert missing(TextCache(tmp_path, 'key', shapes), prompts) == prompts
     assert 'is the file of another prompt; its prompt is encoded anew' in caplog.text
     fill(cache)
     assert [path.read_bytes() for path in paths] == contents
     paths[0].write_bytes(other.path(prompts[0]).read_bytes())
-    assert TextCache(tmp_path, 'key', shapes).missing(prompts) == prompts[:1]
+    assert missing(TextCache(tmp_path, 'key', shapes), prompts) == prompts[:1]
     fill(cache)
     paths[1].write_bytes(contents[1][:-1] + b'\x41')
     changed = TextCache(tmp_path, 'key', shapes)
-    assert changed.missing(prompts) == []
+    assert missing(changed, prompts) == []
     with pytest.raises(ValueError, match=f'{paths[1].name} is damaged .its content is not'):
         changed(prompts)
     paths[0].unlink()
     os.mkfifo(paths[0])
     with pytest.raises(FileNotFoundError, match='is a pipe'):
-        changed.missing(prompts)
+        missing(changed, prompts)
 
 
 def test_arrays_are_those_that_the_pipeline_declares(tmp_path):
