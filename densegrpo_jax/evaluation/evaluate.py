@@ -65,7 +65,9 @@ def evaluate(
     made = tables.files(SETS, [chosen.label for chosen in policies])
     claim(out, (RECORD, *made), FOLDERS, hosts=hosts)
     check_group(group, config)
-    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
+    found = {chosen.label: chosen.step for chosen in policies}  # by each process for itself
+    also = {'--checkpoint': found, '--group': group, '--kl_prompts': kl_prompts}
+    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',), also=also)
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
         check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')

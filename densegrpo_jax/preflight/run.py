@@ -67,7 +67,8 @@ def run(
     """
     files = FILE, page.FILE, page.PAGE
     claim(out, files, ('images', 'text'), hosts=stop.communicator.hosts)
-    checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
+    also = {'--prompts': prompts, '--group': group, '--completions': [*coarse]}
+    checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'), also=also)
     schedule = checked.schedule
     if not kernel_of(config).noisy:
         raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -192,7 +192,12 @@ class Session(Checked):
 
 
 def check(
-    config, mesh: Mesh, stop: StopRequest | None = None, *, needs: Collection[str] = ()
+    config,
+    mesh: Mesh,
+    stop: StopRequest | None = None,
+    *,
+    needs: Collection[str] = (),
+    also: Mapping[str, object] = {},
 ) -> Checked:
     """Opens a configuration without loading anything.
 
@@ -201,6 +206,8 @@ def check(
       needs: what will be used in addition to the base model. 'train', 'test': the prompt sets, with
         the reward, which checks that it can score them. 'schedule': rollouts. 'process_reward':
         those of training. 'start': a policy that training starts from (`state.start_state`).
+      also: what else must be alike in all processes of the run, as JSON values: a command's own
+        flags, and the checkpoint that each of them has found.
 
     Raises:
       ValueError, FileNotFoundError: the settings, the model folder (its weights are checked by the
@@ -228,7 +235,7 @@ def check(
     drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
     if checked.hosts.count > 1:
-        check_alike(checked.hosts, config, _opened(checked, needs))
+        check_alike(checked.hosts, config, {**_opened(checked, needs), **also})
     return checked
 
 

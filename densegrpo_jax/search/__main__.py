@@ -111,7 +111,7 @@ def main(flag) -> int:
 
     from densegrpo_jax.evaluation.diversity import embedding_folder
     from densegrpo_jax.runtime.outputs import claim
-    from densegrpo_jax.sampling.conditioning import check_targets
+    from densegrpo_jax.sampling.conditioning import check_targets, content_hash
     from densegrpo_jax.sampling.execution import execute
     from densegrpo_jax.sampling.loading import find_step, load_policy
     from densegrpo_jax.sampling.session import check, load
@@ -126,10 +126,11 @@ def main(flag) -> int:
         config = with_noise_of(run, flag.config)
         images = given_images(config, source) if source else None
         embedding_folder(config.eval.embedding)
-        if run:
-            find_step(run, flag.checkpoint)  # before a base is looked for, which may be fetched
+        # before a base is looked for, which may be fetched
+        step = find_step(run, flag.checkpoint) if run else None
         prompts = chosen_prompts(config, flag.prompt, flag.prompts, flag.count)
-        checked = check(config, mesh, stop, needs=('schedule', 'reward'))
+        also = {'--checkpoint': step, 'prompts': content_hash(PromptSet(tuple(prompts)))}
+        checked = check(config, mesh, stop, needs=('schedule', 'reward'), also=also)
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_targets(checked.pipeline, PromptSet(tuple(prompts)), given)
@@ -137,8 +138,8 @@ def main(flag) -> int:
         make_budget(checked, 0 if images is None else len(images))
         policy = None
         if run:
-            policy, step = load_policy(
-                checked.pipeline, config, mesh, run, flag.checkpoint, checked.base_digest
+            policy, _ = load_policy(
+                checked.pipeline, config, mesh, run, str(step), checked.base_digest
             )
             logging.info('searching with step %d of %s', step, run)
         # what is wrong with earlier results is said before the prompts are encoded

@@ -21,12 +21,12 @@ def folder(tmp_path_factory):
     return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
-def started(*configs):
+def started(*configs, also=({}, {}, {})):
     """What `check` does in processes with these configurations: None or an error."""
 
     def on_host(hosts):
         config, stop = configs[hosts.index], StopRequest(Communicator(hosts))
-        check(config, one_device(), stop, needs=NEEDS)
+        check(config, one_device(), stop, needs=NEEDS, also=also[hosts.index])
 
     return on_hosts(on_host, len(configs))
 
@@ -48,6 +48,14 @@ def test_what_differs_is_named_in_all_processes(folder, tmp_path):
     assert 'process 2 of the run was started otherwise than process 0' in str(other)
     assert 'data.eval: ' in str(other) and 'optim.learning_rate: 0.5, there ' in str(other)
     assert str(other).count('prompts of data.eval') == 1
+
+
+def test_a_checkpoint_that_each_has_found_for_itself_is_compared(folder):
+    """A run that goes on saves and removes checkpoints."""
+    both, found = [make_config(folder)] * 2, ({'--checkpoint': 100}, {'--checkpoint': 120})
+    assert started(*both, also=found[:1] * 2) == [None, None]
+    for error in started(*both, also=found):
+        assert '(--checkpoint: 120, there 100)' in str(error)
 
 
 def test_files_and_code_count_by_their_content(folder, tmp_path, monkeypatch):
