@@ -110,4 +110,4 @@ def test_the_configurations_are_whole(case):
     validate(config)
     assert config.guard.on and config.guard.action == 'warn'
     unseen = {*config.eval.panel} | {n for n, o in config.reward.items() if not o.weight}
-    assert 'preference' in unseen
+    assert ('shapes' if case == 'preference' else 'preference') in unseen
