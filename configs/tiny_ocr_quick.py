@@ -3,8 +3,8 @@ transitions weighted so that all contribute gradients of equal size.
 
     python -m densegrpo_jax.main --config=configs/tiny_ocr_quick.py --workdir=runs/tiny_ocr_quick
 
-All weights are trained by small updates. That makes as much of the difference to the demo as the
-method does, so this is the quick way to a result and no comparison of methods; that is
+All weights are trained by small updates, which alone make a part of the difference to the demo
+(docs/results/demo): this is the quick way to a result and no comparison of methods; that is
 docs/results/equal_cost. `bash launch/demo.sh --quick` runs it.
 
 Hardware: two CPU cores, 4 GiB of memory. Scores and minutes: docs/results/demo. Variant:
