@@ -51,14 +51,20 @@ class Scorer:
       max_pending: most batches that may be unfinished; beyond that `submit` waits.
 
     Raises:
-      ValueError: `workers` below 0, or `max_pending` below 1.
+      ValueError: an argument below 1 (`workers`: below 0).
     """
 
     def __init__(
-        self, reward: Reward, workers: int = 0, *, chunk_size: int = 0, max_pending: int = 4
+        self,
+        reward: Reward,
+        workers: int = 0,
+        *,
+        chunk_size: int | None = None,
+        max_pending: int = 4,
     ):
         workers = workers or cpu_cores()
-        at_least_one('scorer', workers=workers, max_pending=max_pending)
+        sizes = {} if chunk_size is None else {'chunk_size': chunk_size}
+        at_least_one('scorer', workers=workers, max_pending=max_pending, **sizes)
         self._reward = reward
         self.workers = workers
         self._chunk_size = chunk_size

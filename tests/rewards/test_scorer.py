@@ -121,6 +121,12 @@ def test_a_reward_with_batches_of_its_own_gets_them_whole(reward, workers, calls
     assert sorted(pixel.calls, reverse=True) == calls
 
 
+def test_a_size_below_one_is_refused():
+    for sizes in ({'chunk_size': 0}, {'chunk_size': -1}, {'max_pending': 0}, {'workers': -1}):
+        with pytest.raises(ValueError, match=[*sizes][0]):
+            Scorer(Pixel(), **sizes)
+
+
 def test_rewards_of_a_device_declare_their_batches():
     detector = lambda: lambda images, metadata: [[] for _ in images]
     assert GenevalReward(batch_size=5, make_detector=detector).batch_size == 5
