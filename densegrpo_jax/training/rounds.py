@@ -26,6 +26,7 @@ from densegrpo_jax.sampling.sampler import make_rollout
 from densegrpo_jax.sampling.schedule import Schedule, restricted
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.training.ahead import Foreseen
+from densegrpo_jax.training.geometry import samples_at_once
 from densegrpo_jax.training.learner import make_credit
 from densegrpo_jax.training.progress import Progress
 
@@ -73,6 +74,7 @@ class Rounds:
 
     def __init__(self, session: Session, schedule: Schedule, collector: Collector):
         self._session, self._schedule, self._collector = session, schedule, collector
+        self._plans: dict[tuple[int, ...] | None, Schedule] = {None: schedule}
         self._rollouts: dict[tuple, Callable] = {}
         self._credits: dict[tuple[int, ...] | None, Callable] = {}
         self._process = session.process_reward
@@ -203,9 +205,10 @@ class Rounds:
         return self._credits[fixed]
 
     def _plan(self, fixed: tuple[int, ...] | None) -> Schedule:
-        if fixed is None:
-            return self._schedule
-        return restricted(self._session.config, self._schedule, np.array(fixed))
+        if fixed not in self._plans:
+            config = self._session.config
+            self._plans[fixed] = restricted(config, self._schedule, np.array(fixed))
+        return self._plans[fixed]
 
 
 def group_sizes(
@@ -249,7 +252,7 @@ def _batches(sizes: tuple[int, int], config, shards: int) -> list[int]:
     """Numbers of prompts of one size that can be sampled together, dividing over `shards`: of no
     more samples than a batch of equal groups has, but at least one prompt.
     """
-    r, share = config.rollout, config.rollout.prompts // (2 * config.optim.updates)
-    most = max(1, r.prompts_per_batch * r.group // max(sizes))
+    share = config.rollout.prompts // (2 * config.optim.updates)
+    most = samples_at_once(config) // max(sizes)
     fitting = [b for b in range(1, most + 1) if share % b == 0]
     return [b for b in fitting if all(b * size % shards == 0 for size in sizes)]
