@@ -270,18 +270,7 @@ METHODS: Mapping[str, Method] = {
     ),
     **DANCE_METHODS,
     'd2_align': Method(
-        {
-            'credit.rule': 'sparse',
-            'credit.std': 'global',
-            'loss.noise_power': 0.0,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'flow_grpo',
-            'rollout.kernel': 'sde',
-            'rollout.noise': 'flow_grpo',
-            'rollout.log_prob': 'gaussian',
-            'd2.file': 'direction.npz',
-            'd2.omega': 1.5,
-        },
+        {**_FLOW_GRPO, 'loss.beta': 0.0, 'd2.file': 'direction.npz', 'd2.omega': 1.5},
         'Flow-GRPO on a reward whose text embedding is moved along a learned direction, the '
         "model's average picture, so that rewarded pictures stay near it and stay diverse.",
         'arXiv 2512.24146',

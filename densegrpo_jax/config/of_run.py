@@ -48,9 +48,8 @@ def told_otherwise(workdir: pathlib.Path, config, reads: Reads) -> str:
     """
     from densegrpo_jax.config.identity import kind_of  # imports jax
 
-    file = workdir / CONFIG
     try:
-        own = load(str(file)) if file.is_file() else config
+        own = own_configuration(workdir, config, ())
     except ValueError:
         return ''
     values = lambda c: json.loads(c.to_json_best_effort())

@@ -20,6 +20,7 @@ CONTROLS: Mapping[str, Variant] = {
     'e_grpo_unmerged': Variant('e_grpo', {'plan.merge_tau': 0.0}),
     'sdpo_ppo': Variant('sdpo', {'loss.kind': 'grpo'}),
     'dense_one_step': Variant('dense_grpo', {'credit.completion_steps': 1}),
+    # at Flow-GRPO's own learning rate; the method `flow_grpo_weighted` has its own
     'sparse_weighted': Variant('flow_grpo', {'loss.noise_power': 2.0}),
     # With T = 6 the method's five steps are whole completions.
     'stepwise_two': Variant('stepwise', {'credit.completion_steps': 2}),

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_folder, define_seeds, run_main
+from densegrpo_jax.guard.history import History
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.reading import read_json, shaped
@@ -85,9 +86,9 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
         changes = {name: change for name, (_, change, *_) in rows[step]['scores'].items()}
         return Chosen(step, scores[step], changes)
 
-    down = [step for step in scores if rows[step]['fallen']]
-    fine = [step for step in scores if step not in down and not rows[step].get('missing')]
-    alarms = len(down)
+    history = History(guarded=[*rows.values()])
+    fine = [step for step in scores if history.competes(step)]
+    alarms = sum(bool(rows[step]['fallen']) for step in scores)
     return Outcome(scores[0], best([*scores]), best(fine), alarms, len(scores) - 1)
 
 
