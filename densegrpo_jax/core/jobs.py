@@ -6,41 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from densegrpo_jax.core.guidance import Guidance
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.rollout_plan import Jobs
-from densegrpo_jax.core.sde_step import PerSample, StepOutput, guided_shift, sde_step
-
-
-def advance(
-    velocity_fn: Callable,
-    x: Float[ArrayLike, 'B *latent'],
-    s: PerSample,
-    s_next: PerSample,
-    noise_level: PerSample,
-    noise: Float[ArrayLike, 'B *latent'],
-    *,
-    kernel: str | Kernel = 'sde',
-    log_prob: str = 'gaussian',
-) -> tuple[StepOutput, Float[Array, 'B *latent']]:
-    """One network evaluation and one step of the policy.
-
-    Args:
-        velocity_fn: (x [B, ...], s [B]) -> v [B, ...]; or a pair (v, guided): the sample follows
-            `guided`, but the policy whose log-prob is stored has the mean of v.
-        x: [B, ...] latents; s, s_next, noise_level: scalar or [B]; noise: [B, ...].
-
-    Returns:
-        (StepOutput, the velocity [B, ...] that the sample followed, at least float32).
-    """
-    x = jnp.asarray(x)
-    velocity, guided = _evaluate(velocity_fn, x, s)
-    step = _policy_step(
-        velocity, guided, x, s, s_next, noise_level, noise, kernel=kernel, log_prob=log_prob
-    )
-    return step, velocity if guided is None else guided
+from densegrpo_jax.core.sde_step import guided_shift, sde_step
 
 
 class Writes(NamedTuple):

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from densegrpo_jax.core.guidance import Guidance, process_scores
-from densegrpo_jax.core.jobs import advance, run_jobs
+from densegrpo_jax.core.jobs import run_jobs
 from densegrpo_jax.core.kernels import Kernel
-from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.prediction_rewards import Predictions, anchor_of
 from densegrpo_jax.core.rollout_plan import RolloutPlan, check_plan
 from densegrpo_jax.core.schedules import Grid, check_grid
@@ -86,42 +85,6 @@ class Rollout:
         return self.plan.nfe
 
 
-def continue_trajectory(
-    velocity_fn: Callable,
-    x: Float[ArrayLike, 'B *latent'],
-    k: Int[ArrayLike, ''],
-    sigmas: Grid,
-    noise_levels: Levels,
-    masks: StepMasks,
-    noise_fn: Callable,
-    *,
-    kernel: str | Kernel = 'sde',
-) -> Float[Array, 'B *latent']:
-    """Follows the policy from state k to the clean end, with T - k network evaluations.
-
-    Args:
-        x: [B, ...] latents of state k.
-        k: 0 ... T; may be traced, so that one compiled body serves every state.
-        masks: which transitions are stochastic.
-        velocity_fn, sigmas, noise_levels, noise_fn, kernel: as in `run_plan`.
-
-    Returns:
-        [B, ...] latents of state T, at least float32.
-    """
-    x = at_least_f32(x)
-    levels = _levels(noise_levels, sigmas, len(masks.stochastic), x)
-    levels = jnp.where(masks.stochastic[:, None], levels, 0)
-    grid = jnp.asarray(sigmas, x.dtype)
-
-    def body(j, x):
-        step, _ = advance(
-            velocity_fn, x, grid[j], grid[j + 1], levels[j], noise_fn(j), kernel=kernel
-        )
-        return step.sample
-
-    return jax.lax.fori_loop(k, len(levels), body, x)
-
-
 def run_plan(
     velocity_fn: Callable,
     x_init: Float[ArrayLike, 'B *latent'],
@@ -139,9 +102,9 @@ def run_plan(
     Eq. 8.
 
     Args:
-        velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; steps without
-            noise follow the guided velocity. Where the plan says that c adjacent samples are
-            copies, it gets every c-th row, B / c of them.
+        velocity_fn: (x [B, ...], s [B]) -> v [B, ...]; or a pair (v, guided): samples follow
+            `guided`, but the policy whose log-prob is stored has the mean of v. Where the plan
+            says that c adjacent samples are copies, it gets every c-th row, B / c of them.
         x_init: [B, ...] standard normal noise (scaled to the path's noise at sigmas[0]).
         sigmas: [T+1] host array, the grid.
         noise_levels: [T] or [T, B]; psi, sigma or eta of the noise that a step from grid index k

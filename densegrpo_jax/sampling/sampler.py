@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.config.method import kernel_of, loss_of
 from densegrpo_jax.core.guidance import Guidance
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.core.rollout import Rollout, continue_trajectory, run_plan
+from densegrpo_jax.core.rollout import Rollout, run_plan
 from densegrpo_jax.core.rollout_plan import RolloutPlan
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
@@ -217,54 +217,6 @@ def _end_scales(pipeline: Pipeline, plan: RolloutPlan) -> np.ndarray | None:
     if pipeline.end_scale == 1 or not clean.any():
         return None
     return np.where(clean, pipeline.end_scale, 1).astype(np.float32)
-
-
-def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh, count: int):
-    """The jitted continuation of trajectories by the policy, `count` times with fresh noise, from
-    any state.
-
-    Returns:
-      `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
-      key_data of a key, prompt_places [p], noise_levels [T], latents [p * G, ...] of state k, k) ->
-      (images uint8 [count, p * G, H, W, 3], finite bool [count, p * G])`. Another key gives other
-      continuations.
-    """
-    m, group, kernel = config.model, config.rollout.group, kernel_of(config)
-    shape = pipeline.latent_shape(m.height, m.width)
-
-    def continuations(
-        params, policy, conditioning: Conditioning, negative, key, places, noise_levels, latents, k
-    ) -> tuple[jax.Array, jax.Array]:
-        split = lambda x: split_rows(x, mesh)
-        velocity = policy_velocity(
-            pipeline,
-            config,
-            params,
-            policy,
-            jax.tree.map(split, repeat_rows(conditioning, group)),
-            negative,
-            sampling=True,
-        )
-
-        def one(c):
-            keys = sample_keys(jax.random.fold_in(jax.random.wrap_key_data(key), c), places, group)
-            noise = lambda j: split(normal_rows(keys, j, shape))
-            return continue_trajectory(
-                velocity,
-                split(latents),
-                k,
-                schedule.sigmas,
-                noise_levels,
-                schedule.masks,
-                noise,
-                kernel=kernel,
-            )
-
-        return decode_few(
-            pipeline, params, jax.lax.map(one, jnp.arange(count)), m.height, m.width, mesh
-        )
-
-    return jax.jit(continuations, compiler_options=EXACT)
 
 
 def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):

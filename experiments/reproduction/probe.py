@@ -38,9 +38,10 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import content_hash, place
 from densegrpo_jax.sampling.loading import load_policy, weights_digest
-from densegrpo_jax.sampling.sampler import make_continuations, make_rollout
+from densegrpo_jax.sampling.sampler import make_rollout
 from densegrpo_jax.sampling.schedule import Schedule, make_schedule
 from densegrpo_jax.sampling.session import Session, check, load
+from experiments.reproduction.continuations import make_continuations
 from experiments.reproduction.measuring import (
     COMPLETE,
     every_state_completed,

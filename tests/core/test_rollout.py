@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
-from densegrpo_jax.core.jobs import advance
 from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
-from densegrpo_jax.core.rollout import continue_trajectory, run_plan
+from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
 from densegrpo_jax.core.transitions import OUTCOME, transitions
@@ -153,9 +152,9 @@ def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
     np.testing.assert_array_equal(np.asarray(dense.std > 0).all(1), masks.stochastic)
     x = X_INIT
     for k in range(T):  # a host loop over the public step is the same sampler
-        step, _ = advance(
-            velocity, x, GRID[k], GRID[k + 1], LEVELS[k] * masks.stochastic[k], NOISE[k]
-        )
+        v = velocity(x, np.full(len(x), GRID[k]))
+        level = LEVELS[k] * masks.stochastic[k]
+        step = sde_step(v, x, GRID[k], GRID[k + 1], level, noise=NOISE[k])
         x = step.sample
         for found, expected in (
             (dense.latents[k + 1], x),
@@ -163,31 +162,6 @@ def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
             (dense.std[k], step.std),
         ):
             np.testing.assert_allclose(found, expected, atol=2e-6)
-
-
-@pytest.mark.parametrize('name', MASKS)
-def test_continuing_a_trajectory_with_its_own_noise_ends_in_its_sample(name):
-    whole = all_states(name)
-    calls = []
-
-    def counted(x, s):
-        jax.debug.callback(lambda: calls.append(1))
-        return velocity(x, s)
-
-    follow = jax.jit(
-        lambda x, k: continue_trajectory(counted, x, k, GRID, LEVELS, MASKS[name], noise)
-    )
-    for k in range(T + 1):
-        calls.clear()
-        found = jax.block_until_ready(follow(whole.latents[k], k))
-        jax.effects_barrier()
-        np.testing.assert_allclose(found, whole.latents[-1], atol=2e-6)
-        assert len(calls) == T - k
-    assert follow._cache_size() == 1  # one body for all states
-    other = continue_trajectory(
-        velocity, whole.latents[1], 1, GRID, LEVELS, MASKS[name], lambda j: -noise(j)
-    )
-    assert np.abs(other - whole.latents[-1]).max() > 0.1
 
 
 def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
