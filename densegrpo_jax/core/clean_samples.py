@@ -76,13 +76,6 @@ def best_weights(samples: CleanSamples) -> Float[Array, 'B']:
     return jnp.where(winner, total(samples.mask) / jnp.maximum(total(winner), 1), 0)
 
 
-def noised(samples: CleanSamples, key: Any, draws: int = 1) -> NoisedSamples:
-    """All rows of `noised_rows`: of B samples M = draws * B, the sample the faster index. The first
-    B are those of a single draw.
-    """
-    return noised_rows(samples, jnp.arange(draws * len(samples.x0)), key)
-
-
 def noised_rows(
     samples: CleanSamples,
     rows: Int[ArrayLike, 'M'],
@@ -93,7 +86,8 @@ def noised_rows(
     on the other rows and the devices, so that a microbatch can be made where it is used.
 
     Args:
-        rows: numbers of rows; row r is of the sample r mod B.
+        rows: numbers of rows; row r is of the sample r mod B. Rows 0 ... B - 1 are a single draw of
+            all B samples, and D draws are rows 0 ... D B - 1.
         key: typed key [] of the iteration.
         weight: of the rows; None is 1.
     """

@@ -8,7 +8,7 @@ import pytest
 from densegrpo_jax.core.clean_samples import (
     best_weights,
     clean_samples,
-    noised,
+    noised_rows,
     velocity_difference,
 )
 from densegrpo_jax.core.losses import Loss, loss_sums
@@ -35,6 +35,10 @@ def samples(nan=None, valid=None):
     reward, ids = np.arange(B, dtype=np.float32), np.arange(B) // 4
     valid = np.ones(B, bool) if valid is None else valid
     return clean_samples(sampled, reward, {'outcome': -reward}, ids, valid=valid), sampled
+
+
+def noised(found, key, draws=1):
+    return noised_rows(found, jnp.arange(draws * len(found.x0)), key)
 
 
 def test_clean_samples_are_the_ends_of_the_trajectories():

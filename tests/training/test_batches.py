@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.config.schema import default_config
-from densegrpo_jax.core.clean_samples import CleanSamples, noised
+from densegrpo_jax.core.clean_samples import CleanSamples, noised_rows
 from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.runtime.streams import STREAM_UPDATE, stream_key
 from densegrpo_jax.training.batches import BATCHES
@@ -35,7 +35,7 @@ def test_every_draw_of_a_sample_keeps_its_prompt_and_mask():
 
 
 def test_the_distance_to_the_reference_counts_valid_rows_alone():
-    batch = noised(SAMPLES, stream_key(0, STREAM_UPDATE, 0))
+    batch = noised_rows(SAMPLES, jnp.arange(4), stream_key(0, STREAM_UPDATE, 0))
     v = jnp.arange(4.0)[:, None, None] * jnp.ones((4, 3, 2))
     total, count = BATCHES[CLEAN].kl(config(), v, jnp.zeros_like(v), batch)
     assert (float(total), float(count)) == (0 + 4 + 9, 3)  # without the 1 of the second
