@@ -46,8 +46,6 @@ def ode_rollout(
     sigmas: Grid,
     k: int = 0,
     n: int | None = None,
-    *,
-    first_velocity: Float[ArrayLike, 'B *latent'] | None = None,
 ) -> Float[Array, 'B *latent']:
     """x0hat = ODE_n(x_k): the clean latent that the deterministic sampler reaches from state k
     (DenseGRPO Eq. 8).
@@ -57,26 +55,20 @@ def ode_rollout(
         x: [B, ...] latent at noise level sigmas[k].
         sigmas: [T+1] host array, the grid.
         k, n: as in `completion_grid`.
-        first_velocity: [B, ...] optional v(x, sigmas[k]) if the caller already has it; saves one
-            evaluation.
 
     Returns:
-        [B, ...] float32 latent at sigmas[T], after n (or n - 1) calls of velocity_fn, compiled
-        once.
+        [B, ...] float32 latent at sigmas[T], after n calls of velocity_fn, compiled once.
     """
     check_grid(sigmas)
     visited = completion_grid(len(sigmas) - 1, k, n)
     grid = np.asarray(sigmas, np.float32)[list(visited)]
     latent = at_least_f32(x)
 
-    def euler(x, s, s_next, velocity):
-        return sde_step(velocity, x, s, s_next, 0.0, noise=jnp.zeros_like(x), kernel='ode').sample
-
     def step(x, row):
-        s = jnp.full(x.shape[:1], row[0])
-        return euler(x, s, row[1], velocity_fn(x, s)), None
+        s, zeros = jnp.full(x.shape[:1], row[0]), jnp.zeros_like(x)
+        return sde_step(
+            velocity_fn(x, s), x, s, row[1], 0.0, noise=zeros, kernel='ode'
+        ).sample, None
 
     rows = np.stack([grid[:-1], grid[1:]], axis=1)
-    if first_velocity is not None and len(rows):
-        latent, rows = euler(latent, grid[0], grid[1], first_velocity), rows[1:]
     return jax.lax.scan(step, latent, rows)[0] if len(rows) else latent
