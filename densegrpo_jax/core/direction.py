@@ -35,25 +35,6 @@ def guided_text(
     return with_length(guided) if renormalise else guided
 
 
-def orthogonal_optimum(
-    mean: Float[ArrayLike, 'D'], text: Float[ArrayLike, 'D'], omega: float
-) -> tuple[Float[Array, 'D'], Array]:
-    """The direction b orthogonal to e that maximises the mean of i . e_guided over pictures whose
-    mean embedding is m, and that maximum:
-
-        b* = (2 omega - 1) m_perp / (m . e)        sqrt((m . e)^2 + (2 omega - 1)^2 |m_perp|^2)
-
-    So the direction learns the average picture.
-
-    Args:
-        mean: m, with m . e > 0. text: e, of unit length.
-    """
-    m, e = jnp.asarray(mean), jnp.asarray(text)
-    along, scale = m @ e, 2 * omega - 1
-    across = m - along * e
-    return scale * across / along, jnp.sqrt(along**2 + scale**2 * (across @ across))
-
-
 class Shares(NamedTuple):
     """Shares of a guided reward's variance over pictures; they sum to 1."""
 

@@ -6,12 +6,13 @@ import pytest
 
 from configs import tiny_scene
 from densegrpo_jax.calibration import direction
-from densegrpo_jax.core.direction import guided_text, orthogonal_optimum
+from densegrpo_jax.core.direction import guided_text
 from densegrpo_jax.rewards.directional import read_direction
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run as train
 from tests import miniature
+from tests.closed_forms import orthogonal_optimum
 
 OMEGA = 1.5
 
@@ -41,9 +42,9 @@ def test_the_fit_converges_to_the_closed_form():
     expected, value = orthogonal_optimum(images.mean(0), texts[0], OMEGA)
     assert b[0] == 0 and history.shape == (1500,) and history[-50:].mean() > history[0]
     np.testing.assert_allclose(b, expected, atol=0.05 * np.linalg.norm(expected))
-    assert reached(images, texts, b) == pytest.approx(float(value), rel=1e-3)
+    assert reached(images, texts, b) == pytest.approx(value, rel=1e-3)
     free, _ = fit(images, texts)
-    assert reached(images, texts, free) > float(value) - 1e-3
+    assert reached(images, texts, free) > value - 1e-3
 
 
 def test_the_length_is_bounded():
