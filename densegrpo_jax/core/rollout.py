@@ -52,8 +52,8 @@ class Rollout:
     """
 
     latents: Any  # [R, B, *latent] the kept rows; for a trajectory the states 0 ... T
-    s: Any  # [N, B] noise levels of x and x_next
-    s_next: Any  # [N, B]
+    s: Any  # [N, B] noise levels where the transitions start
+    s_next: Any  # [N, B] and where they end
     log_prob: Any  # [N, B] 0 where std is 0
     std: Any  # [N, B]
     noise_level: Any  # [N, B] 0 where the transition is deterministic
@@ -68,16 +68,6 @@ class Rollout:
     # Of a rollout with `Guidance`, else None:
     process: Any = None  # [T+1, B] process reward of its states, 0 where not asked for
     drift: Any = None  # [N, B] root mean square of the drift over std, 0 where none drifts
-
-    @property
-    def x(self) -> Float[Array, 'N B *latent']:
-        """The starts of the transitions; gathered on demand, as rows may be shared."""
-        return self.latents[np.array(self.plan.transitions.x_row)]
-
-    @property
-    def x_next(self) -> Float[Array, 'N B *latent']:
-        """The ends of the transitions."""
-        return self.latents[np.array(self.plan.transitions.next_row)]
 
     @property
     def nfe(self) -> float:

@@ -202,6 +202,12 @@ def test_guided_samples_share_their_evaluation_too():
     assert np.abs(once.completions - plain.completions).min() > 0.05
 
 
+def ends_of(found):
+    """The starts and the ends of its transitions."""
+    table, latents = found.plan.transitions, np.asarray(found.latents)
+    return latents[list(table.x_row)], latents[list(table.next_row)]
+
+
 def test_the_law_of_a_branch_in_closed_form():
     """Gaussian data, affine velocity: x' of step k and its completion are affine in the noise, with
     std_k = sigma_k sqrt(s_k - s_target), and the ODE's factor for each grid point visited.
@@ -216,12 +222,13 @@ def test_the_law_of_a_branch_in_closed_form():
         return np.prod(1 + np.diff(s) * p)
 
     anchor = np.asarray(found.latents[:3])
-    np.testing.assert_array_equal(found.x, anchor)
+    x, x_next = ends_of(found)
+    np.testing.assert_array_equal(x, anchor)
     assert np.ptp(anchor, axis=1).max() == 0  # one start, no noise: all copies are equal
     for n, k in enumerate(plan.transitions.k_from):
         std = LEVELS[k] * np.sqrt(GRID[k] - GRID[targets[k]])
         np.testing.assert_allclose(found.std[n], std, rtol=1e-5)
-        branch = np.asarray(found.x_next[n])
+        branch = x_next[n]
         np.testing.assert_allclose(branch - branch[:1], std * (NOISE[k] - NOISE[k][:1]), atol=1e-5)
         np.testing.assert_array_equal(found.s_next[n], GRID[targets[k]])
         for stride in strides:
@@ -240,13 +247,14 @@ def test_a_merged_step_is_that_of_the_released_code():
     """
     plan = branch_plan(T, [1], [1, 3, 3, 4, 5])
     found = rollout(plan)
-    x = np.float64(found.x[0])
-    v = np.float64(velocity(found.x[0], jnp.full(B, GRID[1])))
+    (start,), (end,) = ends_of(found)
+    x = np.float64(start)
+    v = np.float64(velocity(start, jnp.full(B, GRID[1])))
     s, dt, sigma = float(GRID[1]), float(GRID[3]) - float(GRID[1]), float(LEVELS[1])
     mean = x * (1 + sigma**2 / (2 * s) * dt) + v * (1 + sigma**2 * (1 - s) / (2 * s)) * dt
     std = sigma * math.sqrt(-dt)
-    np.testing.assert_allclose(found.x_next[0], mean + std * NOISE[1], atol=2e-6)
-    z = (np.float64(found.x_next[0]) - mean) / std
+    np.testing.assert_allclose(end, mean + std * NOISE[1], atol=2e-6)
+    z = (np.float64(end) - mean) / std
     log_prob = (-(z**2) / 2 - math.log(std) - math.log(2 * math.pi) / 2).mean(1)
     np.testing.assert_allclose(found.log_prob[0], log_prob, atol=2e-5)
     np.testing.assert_allclose(found.std[0], std, rtol=1e-6)
@@ -259,8 +267,9 @@ def test_a_branch_is_a_trajectory_that_is_silent_but_there(k):
     dense = rollout(trajectory_plan(masks, state_points([k, k + 1])))
     plan = branch_plan(T, range(4))
     found = rollout(plan)
-    np.testing.assert_allclose(found.x[k], dense.latents[k], atol=1e-6)
-    np.testing.assert_allclose(found.x_next[k], dense.latents[k + 1], atol=1e-6)
+    x, x_next = ends_of(found)
+    np.testing.assert_allclose(x[k], dense.latents[k], atol=1e-6)
+    np.testing.assert_allclose(x_next[k], dense.latents[k + 1], atol=1e-6)
     np.testing.assert_allclose(found.log_prob[k], dense.log_prob[k], atol=1e-6)
     after = dense.completions[dense.plan.sources_of()[k + 1]]
     np.testing.assert_allclose(found.completions[k], after, atol=1e-6)

@@ -170,8 +170,8 @@ def test_rollouts_keep_the_policys_means(kernel, shifted):
         np.testing.assert_array_equal(getattr(kept, name), getattr(plain, name), name)
     t = record_of(kernel, shifted=shifted)
     np.testing.assert_allclose(t.mean_old, step_at(THETA, t, kernel).mean, atol=1e-6)
-    at = kept.x[T - 1], kept.s[T - 1], kept.s_next[T - 1], kept.noise_level[T - 1]
-    last = sde_step(velocity(THETA, *at[:2]), *at, sample=kept.x_next[T - 1], kernel=kernel)
+    at = kept.latents[T - 1], kept.s[T - 1], kept.s_next[T - 1], kept.noise_level[T - 1]
+    last = sde_step(velocity(THETA, *at[:2]), *at, sample=kept.latents[T], kernel=kernel)
     np.testing.assert_allclose(kept.mean[T - 1], last.mean, atol=1e-6)
 
 

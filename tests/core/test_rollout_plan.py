@@ -104,8 +104,10 @@ def test_a_branch_table_made_by_hand_runs_as_it_says(jitted):
     np.testing.assert_allclose(found.latents, [*anchor, first, second], rtol=1e-5)
     ends = [euler(euler(euler(first, 1, 2), 2, 3), 3, 4), euler(second, 3, 4), anchor[4]]
     np.testing.assert_allclose(found.completions, ends, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.x, anchor[:2], rtol=1e-5)
-    np.testing.assert_allclose(found.x_next, [first, second], rtol=1e-5)
+    table, latents = found.plan.transitions, np.asarray(found.latents)
+    x, x_next = latents[list(table.x_row)], latents[list(table.next_row)]
+    np.testing.assert_allclose(x, anchor[:2], rtol=1e-5)
+    np.testing.assert_allclose(x_next, [first, second], rtol=1e-5)
     of_batch = lambda values: np.repeat(np.float32(values)[:, None], 2, 1)
     np.testing.assert_array_equal(found.s, of_batch(GRID[[0, 1]]))
     np.testing.assert_array_equal(found.s_next, of_batch(GRID[[1, 3]]))
@@ -121,8 +123,8 @@ def test_a_branch_table_made_by_hand_runs_as_it_says(jitted):
     assert found.plan.sources_of() == (-1, -1, -1, -1, 2)
 
     record = transitions(found, {'a': np.array([[1.0, 2.0], [3.0, 4.0]])}, np.array([0, 0]))
-    np.testing.assert_array_equal(record.x, np.asarray(found.x).reshape(4, 2))
-    np.testing.assert_array_equal(record.x_next, np.asarray(found.x_next).reshape(4, 2))
+    np.testing.assert_array_equal(record.x, x.reshape(4, 2))
+    np.testing.assert_array_equal(record.x_next, x_next.reshape(4, 2))
     np.testing.assert_array_equal(record.advantage['a'], [1, 2, 3, 4])
     np.testing.assert_array_equal(record.s_next, GRID[[1, 1, 3, 3]])
     assert record.mask.all()
