@@ -9,7 +9,7 @@ DenseGRPO's per-step table replaces it. Prompts come from the package's own gene
 A short run on one device: `:devices=1` and `--config.rollout.prompts=8`.
 
 Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 0.48 H100-hours per iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
+Expected cost: 0.48 H100-hours per iteration, 387 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
 Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text
 encoders, 9 GiB, are freed before training).

@@ -11,7 +11,7 @@ folders: --config.reward.pickscore.path=DIR --config.reward.pickscore.processor=
 Settings: Flow-GRPO's pickscore_flux: T = 6, evaluation 28, guidance 3.5, LoRA 64/128, lr 3e-4, beta
 0, Flow-SDE noise with a = 0.9.
 Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 0.48 H100-hours per iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
+Expected cost: 0.49 H100-hours per iteration, 391 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
 Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text
 encoders, 9 GiB, are freed before training), and 3.7 GiB of PickScore on every device (half with

@@ -4,7 +4,7 @@ its result on the miniature.
     python -m tools.methods_page > docs/methods.md
 
 Texts and settings are the rows of densegrpo_jax/config/methods.py and published.py. Costs are
-counted in the plan that a run executes. Results are those of docs/results/methods.
+counted in a run's own rollouts. Results are those of docs/results/methods.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ BRANCH_METHODS: Mapping[str, Method] = {
         },
         'One noisy step at a time: the samples of a prompt leave one silent trajectory at the same '
         'step and are completed with every and with every second grid point; the advantages add.',
-        'arXiv 2510.01982',
+        'G2RPO, arXiv 2510.01982',
         'Branches of the first half of the grid, normalisation per stride and per reward among '
         'siblings, the sum before the clip to ±5, clip range 1e-4, no KL. Strides 1 and 2 are '
         'those of both scripts.',
@@ -44,7 +44,7 @@ BRANCH_METHODS: Mapping[str, Method] = {
         },
         "G2RPO's branches, with noisy steps of low entropy merged with those after them, until one "
         'step adds enough noise to tell samples apart.',
-        'arXiv 2601.00423',
+        'E-GRPO, arXiv 2601.00423',
         'Entropy of a step of the sde kernel, merging, active steps, normalisation among siblings, '
         'clip range 1e-4, no KL, τ = 2.2.',
         'τ bounds e^h of one element, the reading in which the published thresholds differ. A '
@@ -75,7 +75,7 @@ BRANCH_METHODS: Mapping[str, Method] = {
         },
         'Branches at every step from four trajectories of a prompt; a transition weighs as much as '
         'the std of its noise.',
-        'arXiv 2508.04324',
+        'TempFlow-GRPO, arXiv 2508.04324',
         'Branches, four seeds, weights ∝ std with mean 1 over the trained transitions, KL 0.004 '
         'over the variance of the step.',
         'Samples are compared within a seed; `credit.siblings=prompt` and with it '
@@ -102,7 +102,7 @@ BRANCH_METHODS: Mapping[str, Method] = {
         },
         'The samples of a prompt are the leaves of a tree: they begin together and split at chosen '
         'steps; a transition gets the mean reward of the leaves below it.',
-        'arXiv 2509.06040',
+        'BranchGRPO, arXiv 2509.06040',
         'Splits, value of a node = plain mean of its leaves, normalisation over the nodes of a '
         "depth, noise of siblings (ξ + 4η)/√17 (the paper's), constant noise 0.3, clip range 1e-3.",
         'Its code scales the noise of siblings by 4 and keeps the std of the log-probability. The '

@@ -11,7 +11,7 @@ D2: dict[str, Key] = {
         "option 'direction'.",
     ),
     'pictures': whole(1024, 'Pictures of the base model that a direction is learned from.'),
-    'omega': number(1.5, 'Guidance scale: 0 is e-, 1 is e+, beyond 1 it extrapolates.', -100, 100),
+    'omega': number(1.5, 'ω of D2-Align: 0 is e-, 1 is e+, beyond 1 it extrapolates.', -100, 100),
     'renormalise': switch(False, 'Scale the guided text to unit length, as a cosine has it.'),
     'steps': whole(2000, 'Steps of Adam.'),
     'batch': whole(256, 'Pictures of a step.'),

@@ -20,7 +20,7 @@ DANCE_METHODS: Mapping[str, Method] = {
         },
         "Each transition gets the finished image's reward; noise is constant, the samples of a "
         'prompt begin alike, and a random part of the transitions is trained.',
-        'arXiv 2505.07818',
+        'DanceGRPO, arXiv 2505.07818',
         'Constant noise 0.3, one initial noise per prompt, std within the group, clip range 1e-4, '
         'advantages of several rewards added, 60 % of the transitions trained and never the last.',
         'One random subset per iteration, where its code draws one for every sample; adapters '
@@ -38,17 +38,17 @@ DANCE_METHODS: Mapping[str, Method] = {
             'moving.width': 4,
             'moving.stay': 25,
         },
-        'Noise and training in a window of transitions that moves along the grid; the ODE beside '
-        'it.',
-        'arXiv 2507.21802',
+        'Noise and training in a window of transitions that moves along the grid; the ODE before '
+        'and behind it.',
+        'MixGRPO, arXiv 2507.21802',
         'Window of 4, moved by one every 25 iterations and begun again at the end; one initial '
         'noise per prompt, advantages of several rewards added, clip range 1e-4, no KL.',
         'The window keeps its width and moves over the transitions that may be trained, so not '
-        "into the clean image; its code's shrinks at the end of the grid. Shorter stays later on "
-        '(`moving.stay_rule`) are rounded otherwise than there. Dense credit in the window '
-        'completes w − 1 states of every sample, and the first, which the samples of a prompt '
-        'share, once for all of them; the last leads to the sample itself. MixGRPO-Flash, which '
-        'shortens the ODE behind the window, is not built.',
+        'into the clean image; the window of its code shrinks at the end of the grid. Shorter '
+        'stays (`moving.stay_rule`) are rounded differently from its code. Dense credit in the '
+        'window completes w − 1 states of every sample, and the first, which the samples of a '
+        'prompt share, once for all of them; the last leads to the sample itself. MixGRPO-Flash, '
+        'which shortens the ODE behind the window, is not built.',
         'T',
     ),
     'aegpo': Method(
@@ -65,7 +65,7 @@ DANCE_METHODS: Mapping[str, Method] = {
         },
         "Reconstructed: DanceGRPO with noise only where the network's attention has the highest "
         'entropy, and more samples for the prompts on which it has moved most.',
-        'arXiv 2602.06825',
+        'AEGPO, arXiv 2602.06825',
         'Two groups of prompts split at the median, the larger twice the smaller (8 and 16 at a '
         'mean of 12); the transitions of the highest entropy explore.',
         'All equations are a reconstruction from the abstract and third-party summaries: entropy '
@@ -94,7 +94,7 @@ DANCE_METHODS: Mapping[str, Method] = {
         'DanceGRPO whose late steps drift up the gradient of a process reward, a reward of noisy '
         'latents; the log-probability does not see the drift, and the process reward is a second '
         'advantage.',
-        'arXiv 2602.04928',
+        'Euphonium, arXiv 2602.04928',
         'Drift λ Δ ∇r outside mean and log-probability, as its code; two advantages, each '
         'normalised in the group and clipped to ±5, whose surrogates are added with weights 1 and '
         '1; constant noise 0.25, one initial noise per prompt, a random 60 % of the transitions '

@@ -12,8 +12,9 @@ RATE, BETA = 'rate', 'beta'
 GUARD = {
     'on': switch(
         False,
-        'Measure the unseen panel (eval.panel), diversity and KL at evaluations. A checkpoint at '
-        'which an unseen score has fallen cannot be the best (docs/guard.md).',
+        'Watch for reward hacking (the method guard is something else): measure the unseen panel '
+        '(eval.panel), diversity and KL at evaluations. A checkpoint at which an unseen score has '
+        'fallen cannot be the best (docs/guard.md).',
     ),
     'action': choice(
         WARN,
@@ -33,7 +34,8 @@ GUARD = {
     ),
     'every': whole(
         1,
-        'Evaluations from one guarded one to the next; the last is one. Others cannot be the best.',
+        'Every how many evaluations the guard measures; it does so at the last in any case. The '
+        'others cannot be the best.',
     ),
     'prompts': whole(
         32, 'Prompts to measure on, at least 8 different ones, drawn by the seed; 0 = all.', 0
@@ -48,7 +50,7 @@ GUARD = {
         "it ('beta').",
         (RATE, BETA),
     ),
-    'factor': number(0.5, "Of 'brake', each time that it acts.", 0, 1, above=True, below=True),
+    'factor': number(0.5, "Factor of each 'brake'.", 0, 1, above=True, below=True),
     'zero_spread': number(
         1.0, 'Alarm: so large a share of groups without any spread of rewards.', 0, 1, above=True
     ),

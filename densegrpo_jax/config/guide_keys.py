@@ -10,10 +10,11 @@ IMAGES = ('value', 'spsa')  # sources that decode images and score them on the d
 GUIDE: dict[str, Key] = {
     'source': choice(
         'none',
-        "The process reward: 'probe', a ridge regression on the base network's hidden states "
-        "(densegrpo_jax.process_reward); 'value', the reward of the predicted image, with its "
-        "gradient through decoder and network; 'spsa', the same with a gradient from differences "
-        'of rewards. The last two are for rewards that compute on the devices (docs/euphonium.md).',
+        "The process reward that rollouts drift along (model.guidance is something else): 'probe', "
+        "a ridge regression on the base network's hidden states (densegrpo_jax.process_reward); "
+        "'value', the reward of the predicted image, with its gradient through decoder and "
+        "network; 'spsa', the same with a gradient from differences of rewards. The last two are "
+        'for rewards that compute on the devices (docs/euphonium.md).',
         SOURCES,
     ),
     'file': text('', "'probe': the file of densegrpo_jax.process_reward."),
@@ -45,8 +46,8 @@ GUIDE: dict[str, Key] = {
     ),
     'normalise': switch(
         False,
-        "Scale every sample's gradient to a root mean square of 1, or of guide.clip; the drift is "
-        'then guide.scale times the std in units of the std.',
+        "Scale every sample's gradient to a root mean square of 1, or of guide.clip. The drift "
+        "over the step's std is then guide.scale times that std, or guide.clip times as much.",
     ),
     'clip': number(0.0, 'Largest root mean square of a gradient; 0: none.', 0),
     'spsa_directions': whole(1, "'spsa': random directions, with two images each.", high=1000),

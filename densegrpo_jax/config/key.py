@@ -1,6 +1,6 @@
 """One configuration key: its default, type, range or choices, a line of help, and what it decides.
 
-The tables (`model_keys`, `method_keys`, `run_keys`, `search_keys`) are written with the functions
+The tables (`model_keys`, `method_keys` and the other `*_keys`) are written with the functions
 below; `schema` joins them.
 """
 

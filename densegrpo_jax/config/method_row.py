@@ -14,7 +14,7 @@ class Method(NamedTuple):
 
     overrides: Mapping[str, object]  # by dotted key
     idea: str
-    source: str  # arXiv number; of methods of ours, those that it came from
+    source: str  # the paper's name of it and arXiv number; of ours, those that it came from
     exact: str  # what is as in the source, its paper or its code
     reading: str  # what the source leaves open, or has otherwise, and what is done here
     cost: str  # network evaluations of a sample, as a formula of T; docs/methods.md counts them too

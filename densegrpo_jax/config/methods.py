@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = {
     'dense_grpo': Method(
         {'credit.rule': 'dense', 'loss.noise_power': 0.0},
         'Each transition gets what it added to the reward of the completed image.',
-        'arXiv 2601.20218',
+        'DenseGRPO, arXiv 2601.20218',
         'Completions and gains (Eq. 7 to 9), the clipped objective.',
         "Std, kernel, noise and form of the KL are the recipe's; Eq. 10 has `credit.std=group`, "
         'Eq. 6 `rollout.kernel=sde`, Eq. 4 `loss.kl_form=gaussian`. The command `calibrate` has '
@@ -56,7 +56,7 @@ METHODS: Mapping[str, Method] = {
         _FLOW_GRPO,
         "Each transition gets the finished image's reward; the std is over the batch, as in the "
         "paper's code.",
-        'arXiv 2505.05470',
+        'Flow-GRPO, arXiv 2505.05470',
         'Noise table, log-probability averaged over elements, std over the batch and clip '
         'range of its code.',
         "The transition into the clean image, and on SD3.5's grid the one before, add no noise "
@@ -80,7 +80,7 @@ METHODS: Mapping[str, Method] = {
         {**_CPS_CODE, 'credit.rule': 'sparse', 'credit.std': 'global'},
         "Flow-GRPO on a kernel that adds no more noise than the next state has; its code's "
         'log-probability and clip range.',
-        'arXiv 2509.05952',
+        'Flow-CPS, arXiv 2509.05952',
         "Kernel (Eq. 10), its code's unscaled log-probability with clip range 1e-5, and noise 0.8 "
         '(its runs have 0.7 to 0.8).',
         'No KL to the reference.',
@@ -90,7 +90,7 @@ METHODS: Mapping[str, Method] = {
         {'credit.rule': 'coca_to_go', 'credit.coca_signed': True, 'loss.noise_power': 0.0},
         "The finished image's advantage, shared out by how much each transition moved its "
         'prediction towards the image; no further image is scored.',
-        'arXiv 2505.19196',
+        'CoCA, arXiv 2505.19196',
         'Shares of the rise in similarity between prediction and final latent.',
         'The paper is about diffusion models and normalises rewards over time; here the '
         'shares scale the advantage of the finished image, and a share may be negative. A '
@@ -125,12 +125,13 @@ METHODS: Mapping[str, Method] = {
         },
         'The ratio is centred and scaled alike at all steps, so that clipping holds back all of '
         'them, on both sides.',
-        'arXiv 2510.22319',
+        'GRPO-Guard, arXiv 2510.22319',
         "Ratio log r' = mean(z Δμ), each step's loss divided by its length of the grid, clip range "
         '2e-6 (its GenEval runs; 4e-6 with PickScore), no KL.',
-        'With one update per iteration, as here, the ratio is 1 and the method is PPO with the '
-        'step weights σ / √Δ. `optim.updates` above 1 reuses no sample: later updates train '
-        'other prompts, off policy, against the means that the rollout keeps.',
+        'The keys `guard.*`, which watch for reward hacking, are something else. With one update '
+        'per iteration, as here, the ratio is 1 and the method is PPO with the step weights '
+        'σ / √Δ. `optim.updates` above 1 reuses no sample: later updates train other prompts, off '
+        'policy, against the means that the rollout keeps.',
         'T',
     ),
     'lire': Method(
@@ -144,7 +145,7 @@ METHODS: Mapping[str, Method] = {
         },
         'Listwise: within a group, the softmax of the log-ratios is to agree with that of the '
         'advantages.',
-        'arXiv 2405.13516',
+        'LIRE, arXiv 2405.13516',
         'Loss −Σ P R with its temperature of 2 on sums over elements; no clipping, no reference.',
         'LIRE is of language models. Here a list is the samples of a group at one transition, '
         'log-ratios take the place of log-probabilities (those of siblings differ by their noise '
@@ -167,11 +168,11 @@ METHODS: Mapping[str, Method] = {
         'Three predictions of the clean image are scored, the others get a reward between theirs '
         'by similarity; pairs of samples of one initial noise fit the differences of their '
         'returns.',
-        'arXiv 2411.11727',
+        'SDPO, arXiv 2411.11727',
         'Anchor, interpolated rewards, returns with γ = 0.99, the clipped square of the '
         'differences with its range 1e-4 and step weights 0.99^k; the last prediction is not '
-        'decoded where it is the sample. The first is one for a group, so that the reward scores '
-        '2 G + 1 images.',
+        'decoded where it is the sample. A group shares its first prediction, so that the reward '
+        'scores 2 G + 1 images.',
         'All pairs of a group instead of single ones (`loss.pairs=neighbours`); advantages are '
         "normalised in the group, where its code keeps returns of earlier iterations. The recipe's "
         'kernel stays: the source has SD-Turbo with DDIM, η = 1. To score completions instead of '
@@ -192,7 +193,7 @@ METHODS: Mapping[str, Method] = {
         },
         'On clean samples with fresh noise: good ones pull the velocity, bad ones push it away, '
         'measured from the old policy that sampled them.',
-        'arXiv 2509.16117',
+        'DiffusionNFT, arXiv 2509.16117',
         'Loss with b = 1, weights of the errors with their floor, r from advantages, the 1e-4 of '
         'the distance to the reference, the old policy and the schedules of its averages; samples '
         'by ODE from the old policy.',
@@ -211,7 +212,7 @@ METHODS: Mapping[str, Method] = {
         },
         'The best image of each prompt is learned by the regression that the model was trained '
         'with: best-of-N search, distilled.',
-        'arXiv 2304.06767',
+        'RAFT, arXiv 2304.06767',
         'Flow-matching regression on the best sample of each prompt.',
         'The paper ranks answers of a language model and filters over all prompts; here every '
         'group of a prompt has its winner. With classifier-free guidance the guided velocity is '
@@ -234,11 +235,11 @@ METHODS: Mapping[str, Method] = {
         },
         "DenseGRPO's gains by completions of five ODE steps, normalised over all transitions of a "
         'group together; a kernel that adds no noise at first.',
-        'arXiv 2603.28718',
+        'Stepwise-Flow-GRPO, arXiv 2603.28718',
         "Gains of completions with T' = 5 steps; one mean and one std over all gains of a group; "
         "std = η s' √(1 − s) of the noise.",
-        'A completion begins with the velocity of its own state, so it has n network evaluations '
-        'less the first. η = 0.8 is ours. The first transition, which has no noise at s = 1, is '
+        'A completion begins with the velocity of its own state, so n steps take n − 1 further '
+        'evaluations. η = 0.8 is ours. The first transition, which has no noise at s = 1, is '
         'neither trained nor normalised. There is no KL to the reference. With T = 6, as on the '
         'miniature, five steps are whole completions.',
         'T + Σ (min(5, T − k) − 1) over the completed states k',
@@ -247,7 +248,7 @@ METHODS: Mapping[str, Method] = {
         {**_CPS_CODE, 'credit.rule': 'turning', 'credit.std': 'group'},
         'Gains as in DenseGRPO, but a transition that turns the reward to its final course also '
         'gets all that follows.',
-        'arXiv 2602.06422',
+        'TP-GRPO, arXiv 2602.06422',
         'Turning points by signs of neighbouring gains and of what follows; kernel, noise, '
         'log-probability and clip range of its FLUX configurations, which have T = 6 and groups of '
         '24 as our recipes. Of their 5 or 6 noisy transitions the kernel leaves the sixth silent.',
@@ -260,7 +261,7 @@ METHODS: Mapping[str, Method] = {
         {**_CPS_CODE, 'credit.rule': 'turning_code', 'credit.std': 'group'},
         "TP-GRPO as its code ships it: each transition gets the finished image's reward minus the "
         "ODE's, and a turning point its own gain on top.",
-        'arXiv 2602.06422',
+        'TP-GRPO, arXiv 2602.06422',
         'The rule that all shipped configurations set: no condition on what follows, bonus '
         'V_{k+1} − V_k with weight 1, nothing balanced or propagated.',
         'It mirrors the paper, whose transitions get gains and whose turning points get the long '
@@ -273,7 +274,7 @@ METHODS: Mapping[str, Method] = {
         {**_FLOW_GRPO, 'loss.beta': 0.0, 'd2.file': 'direction.npz', 'd2.omega': 1.5},
         'Flow-GRPO on a reward whose text embedding is moved along a learned direction, the '
         "model's average picture, so that rewarded pictures stay near it and stay diverse.",
-        'arXiv 2512.24146',
+        'D²-Align, arXiv 2512.24146',
         'The guided embedding, its scale 1.5, stage 1 in its objective and number of steps; the '
         'guided reward inside GRPO, which the paper also reports.',
         'The direction comes first, from `python -m densegrpo_jax.direction`, and `d2.file` names '
@@ -286,7 +287,7 @@ METHODS: Mapping[str, Method] = {
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},
         'Between dense and sparse: a transition also gets part of what later ones added.',
-        'arXiv 1506.02438',
+        'GAE, arXiv 1506.02438',
         'A_k = d_k + λ A_{k+1} of the gains d, with λ = 0.5 and no discount.',
         'A value function is not learned: the rewards of the completions stand for it.',
         'T + Σ (T − k − 1) over the completed states k',
@@ -305,6 +306,7 @@ _NAMES_ELSEWHERE = {
     'grpoguard': 'guard',
     'diffusionnft': 'nft',
     'stepwiseflowgrpo': 'stepwise',
+    'raft': 'winners',
 }
 
 

@@ -23,7 +23,7 @@ CHOICES = ('none', *SILENT_BESIDE, 'subset')
 MOVING: dict[str, Key] = {
     'steps': choice(
         'none',
-        "Which transitions are trained in an iteration: 'none' moves, all are; 'window': "
+        "Which transitions are trained in an iteration: 'none': always all of them; 'window': "
         'moving.width of them, and noise only there, moving along the grid (MixGRPO); '
         "'random_window'; 'random': moving.width of them anywhere, and noise only there; "
         "'entropy': those where the attention has the highest entropy (AEGPO, reconstructed); "

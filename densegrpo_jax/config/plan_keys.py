@@ -8,9 +8,9 @@ from densegrpo_jax.core.plan_kinds import ACTIVE, PLAN_KINDS
 PLAN = {
     'kind': part(
         'trajectory',
-        "Shape of a rollout: 'trajectory'; 'branch': one noisy step at a time, from a silent "
-        "trajectory that the samples of a prompt share (G2RPO); 'tree': trajectories that begin "
-        'together and split (BranchGRPO).',
+        "Shape of a rollout (the command plan is something else): 'trajectory'; 'branch': one "
+        'noisy step at a time, from a silent trajectory that the samples of a prompt share '
+        "(G2RPO); 'tree': trajectories that begin together and split (BranchGRPO).",
         PLAN_KINDS,
     ),
     'active': choice(

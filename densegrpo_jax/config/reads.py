@@ -63,7 +63,7 @@ READS = {
     'process_reward': Reads(
         but=(
             *_LEARNING,
-            *('plan.[!a]*', 'moving.*', 'budget.*'),  # of plans what is active is trained
+            *('plan.[!a]*', 'moving.*', 'budget.*'),  # plan.active: what is trained
             *(f'guide.{name}' for name in GUIDE if f'guide.{name}' not in PROBE_FIT),
             *('calibration.*', 'search.*', *D2_LEARNED),
         )

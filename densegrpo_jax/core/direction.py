@@ -15,7 +15,7 @@ def guided_text(
     *,
     renormalise: bool = False,
 ) -> Float[Array, '... D']:
-    """The text embedding that pictures are compared with, with guidance scale omega:
+    """The text embedding that pictures are compared with, with D2-Align's scale omega:
 
         e± = (e ± b) |e| / |e ± b|        e_guided = e- + omega (e+ - e-)
 

@@ -117,7 +117,7 @@ def run_plan(
     check_plan(plan)
     t = plan.transitions
     if guidance is not None and (plan.copies or t.x_row != (*range(plan.num_steps),)):
-        raise ValueError('guidance is of a trajectory, and the plan has another shape')
+        raise ValueError('only trajectories drift, and this rollout plan has another shape')
     x_init = at_least_f32(x_init)
     levels = _levels(noise_levels, sigmas, plan.num_steps, x_init)
     # One index beyond the grid, for predictions of the clean latent.

@@ -1,4 +1,4 @@
-"""What each credit costs, by the plan that a run would execute, and at this device's speed."""
+"""What each credit costs, by the rollouts that a run would execute, and at this device's speed."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def cost(config, pipeline: Pipeline) -> Cost:
 
 
 def _update(config, pipeline: Pipeline, schedule: Schedule) -> float:
-    """Evaluations of a sample's update, as the plan counts them, with what rematerialisation
-    repeats. Of a loss that chooses its samples, as few as an update may have.
+    """Evaluations of a sample's update, as `densegrpo_jax.plan` counts them, with what
+    rematerialisation repeats. Of a loss that chooses its samples, as few as an update may have.
     """
     rows = rows_of_sample(config, schedule) / rescored_together(config)
     rows /= config.rollout.group if skips_rows(config) else 1

@@ -122,8 +122,8 @@ def open_process_reward(
 
 def check_computes(source: str, reward: CompositeReward) -> None:
     """Raises ValueError if a part of the reward cannot score images inside a rollout. A host's
-    reward would stop the devices at every guided step, and its failures could not be told from the
-    rollout's.
+    reward would stop the devices at every drifting step, and its failures could not be told from
+    the rollout's.
     """
     if names := without_gradient(reward):
         raise ValueError(

@@ -44,7 +44,7 @@ class ClipReward:
       text, geometry: see `clip.read_clip`.
       direction: a file of `densegrpo_jax.direction`: pictures are compared with the guided text,
         and the score without it is logged as NAME_unguided. '': none.
-      omega: guidance scale instead of the file's.
+      omega: ω of D2-Align instead of the file's.
 
     Raises:
       ValueError, FileNotFoundError: an option out of range, or files that are missing, damaged or

@@ -31,7 +31,7 @@ class SceneEmbeddingReward:
 
     Args:
       direction: a file of `densegrpo_jax.direction`; '': none.
-      omega: guidance scale instead of the file's.
+      omega: ω of D2-Align instead of the file's.
 
     Raises:
       FileNotFoundError, ValueError: the file cannot be used for this reward.
