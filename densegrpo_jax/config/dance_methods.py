@@ -74,7 +74,8 @@ DANCE_METHODS: Mapping[str, Method] = {
         'moving average over iterations; the larger groups for the larger changes. Two '
         'transitions explore where the paper takes the top 4 of 16. The loss is the mean over all '
         'transitions, so that a prompt of more samples has a larger say in the update; equal '
-        'weights per prompt, a choice of layers and a sample of the queries are not built.',
+        'weights per prompt, a choice of layers and a sample of the queries are not built. SD1.5 '
+        'and Z-Image are refused.',
         'T, and 2 T for each prompt (the probe)',
     ),
     'euphonium': Method(

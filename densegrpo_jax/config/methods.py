@@ -37,6 +37,8 @@ _FLOW_GRPO = {
     'rollout.log_prob': 'gaussian',
 }
 
+FLOW_GRPO_LEVEL = 0.7  # of its noise table where a recipe has another; its code's for SD3.5
+
 # All but TempFlow-GRPO, whose idea that is, and ours, named `..._weighted`, give transitions equal
 # weights (loss.noise_power).
 METHODS: Mapping[str, Method] = {
@@ -61,7 +63,8 @@ METHODS: Mapping[str, Method] = {
         'range of its code.',
         "The transition into the clean image, and on SD3.5's grid the one before, add no noise "
         '(its code adds some there); `rollout.train_end` trains them. The level of the noise is '
-        "the recipe's; its configurations have 0.7 for SD3.5 and 0.9 for FLUX.",
+        "the recipe's if that has this table, and 0.7 otherwise; its configurations have 0.7 for "
+        'SD3.5 and 0.9 for FLUX.',
         'T',
     ),
     'flow_grpo_weighted': Method(
@@ -216,7 +219,8 @@ METHODS: Mapping[str, Method] = {
         'Flow-matching regression on the best sample of each prompt.',
         'The paper ranks answers of a language model and filters over all prompts; here every '
         'group of a prompt has its winner. With classifier-free guidance the guided velocity is '
-        'fitted; `model.guidance=1` fits the plain one.',
+        'fitted; `model.guidance=1` fits the plain one. SD1.5, which predicts the noise, is '
+        'refused.',
         'T; the update evaluates the winners alone (all samples with `loss.beta` above 0)',
     ),
     'stepwise': Method(
@@ -323,7 +327,13 @@ def apply_method(config, name: str):
         close = close or difflib.get_close_matches(name, METHODS, 1)
         hint = f'did you mean {close[0]!r}? ' if close else ''
         raise ValueError(f'method={name} is not known; {hint}methods: {", ".join(METHODS)}')
+    overrides, table = METHODS[name].overrides, config.rollout.noise
     config.rollout.update(first=0, last=0)  # a recipe's window is of its own credit
-    config.update_from_flattened_dict(dict(METHODS[name].overrides))
-    config.label = f'{config.label.removesuffix(", dense credit")}, {name}'
+    config.update_from_flattened_dict(dict(overrides))
+    if config.rollout.noise == 'flow_grpo' != table and 'rollout.level' not in overrides:
+        config.rollout.level = FLOW_GRPO_LEVEL  # the recipe's is of another table
+    earlier, _, last = config.label.rpartition(', ')
+    if last == 'dense credit' or last in METHODS:  # this method takes its place
+        config.label = earlier
+    config.label = f'{config.label}, {name}'
     return config

@@ -45,7 +45,8 @@ def evaluations(config, pipeline: Pipeline) -> int:
 
 class Divergence:
     """KL(policy || base) along trajectories that the policy samples as in training
-    (`config.rollout`), one per prompt.
+    (`config.rollout`), one per prompt. Every noisy step has its noise at once, also where those of
+    training move (`moving.*`), and there are no branches, trees or drifts.
 
     A prompt's KL is the mean over the trained transitions of `kl_divergence`, in the form
     'gaussian' whatever `loss.kl_form` says: the squared difference of the means of the two Gaussian

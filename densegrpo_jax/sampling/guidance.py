@@ -100,11 +100,11 @@ def guidance_maker(
         features = of_samples({str(i): text for i, text in enumerate(inputs['text'])})
 
         def scored(rows):
-            """[b] of clean latents [b, ...] with features: 0 where an image is not finite."""
+            """[b] of clean latents [b, ...] with features: NaN where there is none."""
             z, *text = rows
             unit, finite = pipeline.decode_float(params, z, *size)
             value = scores(reward, inputs['weights'], unit, text)
-            return jnp.where(finite & jnp.isfinite(value), value, 0)
+            return jnp.where(finite & jnp.isfinite(value), value, jnp.nan)
 
         def of_all(fn, z, most):
             rows = jax.tree.map(lambda a: a[None], (z, *features.values()))
@@ -116,7 +116,8 @@ def guidance_maker(
             return of_all(scored, over(end, x0hat) * x0hat, 4 * PIXELS_WITH_GRADIENT)
 
         def slopes(rows):
-            total = lambda z: (lambda found: (found.sum(), found))(scored((z, *rows[1:])))
+            known = lambda found: jnp.where(jnp.isfinite(found), found, 0).sum()
+            total = lambda z: (lambda found: (known(found), found))(scored((z, *rows[1:])))
             (_, value), slope = jax.value_and_grad(total, has_aux=True)(rows[0])
             return value, slope
 

@@ -84,15 +84,11 @@ def make_credit(
             )
         counts = on & np.isin(np.arange(len(trained)), schedule.guided)
         steps = process_credit(rollout.process, c.process)
+        known = keep & jnp.isfinite(steps)
         found = group_advantages(
-            steps,
-            groups * seeds,
-            group_ids=siblings,
-            steps=counts,
-            valid=keep & jnp.isfinite(steps),
-            **normalisation,
+            steps, groups * seeds, group_ids=siblings, steps=counts, valid=known, **normalisation
         )
-        mean = lambda x: jnp.where(keep, x, 0).sum(1) / jnp.maximum(keep.sum(), 1)
+        mean = lambda x: jnp.where(known, x, 0).sum(1) / jnp.maximum(known.sum(1), 1)
         return found.values, {
             'process': jnp.where(counts, mean(steps), jnp.nan),
             'process_advantage_abs': jnp.where(counts, mean(jnp.abs(found.values)), jnp.nan),
@@ -156,7 +152,7 @@ def make_credit(
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
             terminal = jnp.broadcast_to(result.values[jnp.argmax(on)], values.shape)
-            result = result._replace(values=by_rule(terminal))
+            result = result._replace(values=jnp.clip(by_rule(terminal), -c.clip, c.clip))
         starts = np.array(rows.k_from)
         weight = noise_weights(rollout.std[:, 0], rows_on, config.loss.noise_power)
         if config.loss.step_decay != 1:

@@ -117,6 +117,7 @@ def test_every_method_goes_with_every_recipe(name, method):
     changed = {key for key, *_ in differing(tree(plain), tree(config))}
     loss = loss_of(config)
     fitted = {'optim.microbatch'} if loss.groups or config.moving.steps != 'none' else set()
+    fitted |= {'rollout.level'} if 'rollout.noise' in changed else set()  # of another table
     of_other_parts = {key for key in changed if dotted(tree(config))[key] == KEYS[key].default}
     assert changed <= {*METHODS[method].overrides, 'label'} | fitted | of_other_parts
     assert not unread(config)
@@ -191,6 +192,21 @@ def test_what_a_recipe_decides_about_a_method(method):
         and any(t[key] != trees[0][key] for t in trees)
     }
     assert differ - AMOUNTS <= RECIPE_DECIDES.get(method, set())
+
+
+def test_a_level_of_noise_is_not_read_by_another_table():
+    """The etas of Flow-CPS and DDIM are no levels of Flow-GRPO's table."""
+    level = lambda *of: load(*of).rollout.level
+    assert level('flux_ocr') == 0.8 and level('flux_ocr', 'method=flow_grpo') == 0.7
+    assert level('sd15_pickscore') == 1.0 and level('sd15_pickscore', 'method=d2_align') == 0.7
+    assert level('flux_pickscore', 'method=flow_grpo') == level('flux_pickscore') == 0.9
+
+
+def test_a_label_names_one_method():
+    label = load('tiny_ocr_quick').label
+    assert label.endswith(', flow_grpo_weighted')
+    other = load('tiny_ocr_quick', 'method=dense_grpo').label
+    assert other == label.replace('flow_grpo_weighted', 'dense_grpo')
 
 
 def test_methods_differ_and_say_where_they_come_from():

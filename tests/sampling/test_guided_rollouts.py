@@ -183,11 +183,41 @@ def shift_of(gradient, std, **changes):
     return np.asarray(guidance.shift(gradient, std, s, s_next))
 
 
+@pytest.mark.parametrize('source', ['value', 'spsa'])
+def test_a_prediction_without_a_score_has_none(source):
+    """It counts as unscored, not as a reward of 0, and its own sample alone has no drift."""
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict({**BASE, 'guide.source': source})
+    config.reward = {'pixels': {'weight': 2.0}}
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    process = ProcessReward(mesh, build_reward(config.reward))
+    make = guidance_maker(Decodes(), config, make_schedule(Decodes(), config), mesh, process.reward)
+    keys = sample_keys(stream_key(0, 1, 0), jnp.arange(1), GROUP)
+    velocity = lambda x, s: 0.1 * x
+    guidance = make({}, {}, keys, velocity, process.inputs(PROMPTS[:1]))
+    x, s = jnp.ones((GROUP, 2, 2, 3)).at[1].set(9.0), jnp.full(GROUP, 0.5)
+    others = np.arange(GROUP) != 1
+    np.testing.assert_array_equal(np.isfinite(guidance.score(x, x, s)), others)
+    given = () if guidance.evaluates else (velocity(x, s),)
+    gradient = np.asarray(guidance.fn(x, s, 1, *given)[-1])
+    assert np.isfinite(gradient[others]).all() and gradient[others].any((1, 2, 3)).all()
+    assert not (np.isfinite(gradient[1]).all() and gradient[1].any())
+
+
 class Grid:
     """The part of a pipeline that a schedule asks."""
 
     def sigmas(self, steps, height, width):
         return np.linspace(1, 0, steps + 1, dtype=np.float32)
+
+
+class Decodes(Grid):
+    """And the part that a process reward asks: latents are images, finite ones below 5."""
+
+    end_scale = 1.0
+
+    def decode_float(self, params, z, height, width):
+        return z / 10, (z < 5).all((1, 2, 3))
 
 
 def test_sizes_of_drifts():

@@ -221,6 +221,12 @@ def test_coca_shares_out_the_normalised_terminal_reward(rule):
     np.testing.assert_allclose(found, terminal * expected, atol=2e-5)
     raw, _ = credit('sum', total, weights=None, sampled=sampled, rule=rule)
     assert np.abs(raw - found).max() > 0.1
+    # states that are less like the sample than the one before have shares to go above 1
+    sampled = dataclasses.replace(sampled, similarity=sampled.similarity.at[0].set(0.8))
+    far, _ = credit('sum', total, weights=None, sampled=sampled, rule='coca_to_go')
+    near, _ = credit('sum', total, weights=None, sampled=sampled, rule='coca_to_go', clip=0.5)
+    np.testing.assert_array_equal(np.abs(near).max(), 0.5)
+    assert np.abs(far).max() > 0.5
 
 
 def test_sdpo_credits_the_predictions_of_each_sample():
