@@ -148,13 +148,13 @@ def own_parts(config) -> dict[str, str]:
         'rollout.noise': config.rollout.noise,
         'loss.kind': config.loss.kind,
     }
-    return {key: name for key, name in named.items() if ':' in name}
+    return {key: name for key, name in named.items() if ':' in str(name)}
 
 
 def own_code(config) -> dict[str, str]:
     """Key -> digest of the module that it names, for the parts and rewards of a user's own."""
     rewards = {f'reward.{name}': o.get('kind', name) for name, o in config.reward.items()}
-    named = own_parts(config) | {key: name for key, name in rewards.items() if ':' in name}
+    named = own_parts(config) | {key: name for key, name in rewards.items() if ':' in str(name)}
     return {key: code_digest(name) for key, name in named.items()}
 
 

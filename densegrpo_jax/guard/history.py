@@ -46,12 +46,14 @@ class History:
 
     @property
     def fallen_in_a_row(self) -> int:
-        """The newest guarded evaluations with a fallen score, since the guard last braked."""
+        """The newest guarded evaluations with a fallen score, since the guard last braked. One
+        without a fall, but with missing scores, neither counts nor ends them.
+        """
         count = 0
         for row in reversed(self.guarded):
-            if not row['fallen'] or row['action'] == BRAKE:
+            if row['action'] == BRAKE or not (row['fallen'] or row.get('missing')):
                 break
-            count += 1
+            count += bool(row['fallen'])
         return count
 
     @property

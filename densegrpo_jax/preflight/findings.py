@@ -94,7 +94,7 @@ def findings(
         first = [*first, _of_noise(decided.reward)]
         if first[-1].stop:
             return first
-    if not decided.trained.low > 0 and decided.trained.value < FEW:
+    if decided.trained.high < 1 - MOST and decided.trained.value < FEW:  # NaN: unknown
         reason = (
             f'the noise of the trained transitions decides {decided.trained.value:.0%} of the '
             'variance within groups: updates would follow what they cannot change. Raise '

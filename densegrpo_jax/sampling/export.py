@@ -201,6 +201,7 @@ def export(
             f'--layout={layout} holds adapters, but this run trains all weights: use '
             '--layout=merged'
         )
+    told = config if told is None else told
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     exact = config.copy_and_resolve_references()
     # Adapters are merged into the original base, not into its quantised form; nothing is computed
@@ -245,9 +246,8 @@ def export(
             out / filename,
             tensors,
             dtype=kind,
-            metadata={'densegrpo_step': str(step), 'base_model': config.model.path},
+            metadata={'densegrpo_step': str(step), 'base_model': told.model.path},
         )
-    told = config if told is None else told
     shown = told.copy_and_resolve_references()
     if layout == MERGED:  # the file's own base and precision
         shown.model.update({n: config.model[n] for n in ('path', 'transformer_file', 'dtype')})

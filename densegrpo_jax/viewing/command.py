@@ -51,7 +51,8 @@ def started_by(words: Sequence[str], flags: Sequence[str]) -> list[str]:
       words: all of the process (`sys.orig_argv`). flags: those of the training among them.
     """
     program = words[: max(len(words) - len(flags), 0)]
-    return [*(program if len(program) == _of_python(program) else TRAIN), *flags]
+    ours = program and len(program) == _of_python(program)
+    return [*(program if ours else TRAIN), *flags]
 
 
 def _of_python(words: Sequence[str]) -> int:

@@ -34,6 +34,15 @@ short = NoiseTable(lambda sigmas, level: np.full(2, level))
 SIGMAS = np.float32([1, 0.8, 0.4, 0])
 
 
+@pytest.mark.parametrize('key', ['loss.kind', 'credit.rule', 'rollout.kernel', 'plan.kind'])
+def test_a_part_that_is_none_is_refused_by_its_key(key):
+    config = default_config()
+    config.update_from_flattened_dict({key: None})
+    assert method.own_parts(config) == {}
+    with pytest.raises(ValueError, match=f'{key}=None'):
+        validate(config)
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / 'own_method.py').write_text(OWN)

@@ -520,6 +520,8 @@ def test_what_the_rows_say_of_the_past():
     of = lambda *rows: History(guarded=[*rows])
     assert (of().fallen_in_a_row, of().brake, of().stopped_by_guard) == (0, 1.0, False)
     assert of(row('a'), row(), row('a'), row('b')).fallen_in_a_row == 2
+    unknown = row() | {'missing': ['a']}  # neither counts nor ends what fell before
+    assert of(row('a'), unknown, row('a'), unknown).fallen_in_a_row == 2
     braked = of(row('a'), row('a', action='brake', brake=0.5), row('a', brake=0.5))
     assert braked.fallen_in_a_row == 1 and braked.brake == 0.5
     assert of(row('a', action='stop')).stopped_by_guard

@@ -52,6 +52,14 @@ def test_only_the_first_noise_matters():
     assert found[-1].stop and 'decides 0% of the variance' in found[-1].reason
 
 
+@pytest.mark.parametrize('prompts', [4, 8])
+def test_few_prompts_do_not_say_that_nothing_is_decided(prompts):
+    """Of the planted variance the trained transitions decide a fifth."""
+    for seed in range(20):
+        rewards = planted((0.2 / T,) * T, first=0.8, seed=seed, prompts=prompts)
+        assert not [f for f in found_in(rewards) if f.stop]
+
+
 def test_a_constant_reward_stops():
     same = lambda *shape: np.ones((*shape, P, G))
     found = found_in(Rewards(same(), same(), same(T), {0: same(T), 1: same(T)}, same(T + 1)))

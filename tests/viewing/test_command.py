@@ -61,6 +61,7 @@ def test_a_run_goes_on_by_its_own_configuration_with_the_other_flags(run, own, g
         ('python -u -m densegrpo_jax train', 'python -u -m densegrpo_jax train'),
         ('/bin/python /bin/densegrpo train', 'densegrpo train'),
         ('python -m pytest', 'densegrpo train'),  # called from another program
+        ('', 'densegrpo train'),  # which gave fewer words than the training has flags
     ],
 )
 def test_it_goes_on_with_the_program_that_began_it(run, own, program, kept):
