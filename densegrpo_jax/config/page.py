@@ -45,9 +45,9 @@ the recipes for large models fit 8 devices: give `devices=1` for one GPU. `devic
 `rollout.prompts_per_batch`, `optim.microbatch` and `eval.batch` to N devices: batches are as large
 as the devices hold. The learning stays the same. `method=NAME` sets the keys of a method; the
 recipe keeps its model, prompts, reward and amounts, but not its window of transitions
-(`rollout.first`, `rollout.last`), which is of its own method. `settings=paper` also sets the amounts, as far
-as they were published of the method for the recipe's model ([methods](methods.md)); if all weights
-are trained with them, `mesh.fsdp` splits the weights over the devices.
+(`rollout.first`, `rollout.last`), which is of its own method. `settings=paper` also sets the
+amounts, as far as they were published of the method for the recipe's model ([methods](methods.md));
+if all weights are trained with them, `mesh.fsdp` splits the weights over the devices.
 """
 
 
