@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from densegrpo_jax.config.command_line import check_key, define_folder, define_seeds, run_main
-from densegrpo_jax.config.loading import load
+from densegrpo_jax.config.loading import load, with_method
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.unread import unread
 from densegrpo_jax.runtime.markdown import table
@@ -93,7 +93,7 @@ def main(flag, extra: Sequence[str]) -> int:
         values = list(METHODS)
     runs = [
         Run(
-            f'{flag.config}:method={value}' if by_method else flag.config,
+            with_method(flag.config, value) if by_method else flag.config,
             value,
             () if by_method else ((key, value),),
             seed,
@@ -108,7 +108,7 @@ def main(flag, extra: Sequence[str]) -> int:
     # mistakes are found now, and not in every run
     if by_method:
         for value in values:
-            load(f'{flag.config}:method={value}')
+            load(with_method(flag.config, value))
     else:
         check_key(load(flag.config), key, f'--vary={flag.vary}')
         _check_read(flag, key, values, extra)

@@ -72,6 +72,12 @@ def load(argument: str, within: tuple[pathlib.Path, ...] = ()) -> ConfigDict:
     return config
 
 
+def with_method(argument: str, method: str) -> str:
+    """--config=RECIPE[:VARIANT] with method=NAME beside what the variant names already."""
+    name, _, variant = _parts(argument)
+    return f'{name}:{",".join(filter(None, [variant, f"method={method}"]))}'
+
+
 def _parts(argument: str) -> tuple[str, str, str]:
     """RECIPE, ':' and VARIANT, as `str.partition`; a path may have colons itself, as those of a
     time of day.

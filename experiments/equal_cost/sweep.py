@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from absl import logging
 from ml_collections import ConfigDict
 
+from densegrpo_jax.config.loading import with_method
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.trees import dotted
 from experiments.equal_cost.budget import SampleCost, cost, samples, updates_within, updating
@@ -84,7 +85,7 @@ def loaded(config: str, variant: Variant, extra: Sequence[str]) -> ConfigDict:
     Raises:
       ValueError: the parts do not fit together.
     """
-    found = configured(f'{config}:method={variant.method}', extra)
+    found = configured(with_method(config, variant.method), extra)
     found.update_from_flattened_dict(dict(variant.changes))
     validate(found)
     return found
@@ -145,7 +146,7 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
     complete.loss.measure_kl = False  # as in the runs
     return Entry(
         name,
-        f'{config}:method={variant.method}',
+        with_method(config, variant.method),
         tuple(variant.changes.items()),
         counted,
         per_update,

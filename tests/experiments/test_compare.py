@@ -2,6 +2,7 @@
 conftest.py.
 """
 
+import functools
 import re
 import shutil
 import types
@@ -9,7 +10,9 @@ import types
 import pytest
 from absl import app
 
+from densegrpo_jax.config.loading import with_method
 from experiments import compare
+from experiments.equal_cost.sweep import entries
 from experiments.reproduction.records import Records
 
 CONFIG = (
@@ -35,9 +38,9 @@ def run(tmp_path, training):
     config = tmp_path / 'some.py'
     config.write_text(CONFIG)
 
-    def run(vary, seeds=()):
+    def run(vary, seeds=(), variant=''):
         flag = types.SimpleNamespace(
-            config=str(config),
+            config=f'{config}{variant}',
             vary=vary,
             seeds=seeds,
             workdir=tmp_path / 'work',
@@ -109,6 +112,18 @@ def test_methods_are_variants_of_the_recipe(tmp_path, run):
     assert rows['dense_grpo', '0']['base'] == rows['flow_grpo', '0']['base']
     with pytest.raises(ValueError, match='method=flow_grp is not known; did you mean'):
         run('method=dense_grpo,flow_grp', '0')
+
+
+def test_methods_are_compared_on_a_recipe_with_a_variant(tmp_path, run):
+    assert with_method('tiny_ocr', 'dance') == 'tiny_ocr:method=dance'
+    path = tmp_path / '12:30.py'  # of a time of day
+    path.write_text(CONFIG)
+    assert with_method(f'{path}:devices=2', 'dance') == f'{path}:devices=2,method=dance'
+    assert run('method=dense_grpo,flow_grpo', '0', variant=':devices=1') == 0
+    command = Records.load(tmp_path / 'out').runs['flow_grpo', '0']['command']
+    assert 'some.py:devices=1,method=flow_grpo' in command
+    entry = functools.partial(entries, f'{tmp_path}/some.py:devices=1', ['flow_grpo'], 1e9)
+    assert [of.config.rpartition(':')[2] for of in entry(())[0]] == ['devices=1,method=flow_grpo']
 
 
 def test_a_run_of_which_only_the_table_is_left_is_kept(tmp_path, run):
