@@ -80,6 +80,13 @@ This trains with both:
         --config.credit.rule=examples.own_method:rule \\
         --config.loss.kind=examples.own_method:loss
 
+And this trains with both and with DenseGRPO's, each over three seeds, and draws the curves; keys
+that change together are joined by +, and so are their values:
+
+    python -m experiments.compare --config=configs/tiny_ocr.py --seeds=0,1,2 \\
+        --vary=credit.rule+loss.kind=dense+grpo,examples.own_method:rule+examples.own_method:loss \\
+        --workdir=runs/own_compared --out=runs/own_compared/report
+
 Modules are found in the current folder and on PYTHONPATH: a file `own_method.py` that lies there is
 named `own_method:rule`. A run goes on only with the code that it began with. [A
 test](../tests/training/test_own_method.py) trains with the code of this page: its update is that of

@@ -126,6 +126,52 @@ def test_methods_are_compared_on_a_recipe_with_a_variant(tmp_path, run):
     assert [of.config.rpartition(':')[2] for of in entry(())[0]] == ['devices=1,method=flow_grpo']
 
 
+def test_several_keys_change_together(tmp_path, run):
+    vary = 'credit.rule+loss.kind=dense+grpo,examples.own_method:rule+examples.own_method:loss'
+    assert run(vary, '01') == 0
+    own = vary.partition(',')[2]
+    rows = Records.load(tmp_path / 'out').runs
+    assert set(rows) == {(value, seed) for value in ('dense+grpo', own) for seed in '01'}
+    for key in ('credit.rule=examples.own_method:rule', 'loss.kind=examples.own_method:loss'):
+        assert f' --config.{key} ' in rows[own, '0']['command']
+    names = sorted(path.name for path in (tmp_path / 'work').iterdir() if path.name != 'text')
+    assert names[0] == 'dense+grpo' and ':' not in names[1]
+    assert names[1].startswith('examples.own_method_rule+examples.own_method_loss-')
+    page = (tmp_path / 'out' / 'README.md').read_text()
+    assert page.startswith('# credit.rule + loss.kind: dense + grpo against examples.own_method:')
+    assert '| dense + grpo | 0 |' in page and '| **dense + grpo** | mean |' in page
+
+
+def test_a_folder_keeps_values_apart_and_in_the_work_directory():
+    values = ['a:b', 'a_b', 'a/b', '/a', '..', 'a b', 'x' * 300, 'y' * 300]
+    names = [compare.folder_name(value) for value in values]
+    assert len({*names}) == len(values) and names[1] == 'a_b' and max(map(len, names)) < 120
+    assert not any(set('/: ') & {*name} or name in ('', '.', '..') for name in names)
+
+
+@pytest.mark.parametrize(
+    'vary,said',
+    [
+        ('credit.rule+loss.kind=dense+grpo,sparse', "expected a value for each .* in 'sparse'"),
+        ('credit.rule+loss.kind=dense+', r"in 'dense\+', joined by \+, as in VALUE1\+VALUE2"),
+        ('credit.rule+credit.rule=dense+sparse', 'expected different keys'),
+        ('credit.rule+loss.king=dense+grpo', "no key 'king'; did you mean 'kind'"),
+        ('credit.rule+loss.kind=dense+own_lost:loss', "no module 'own_lost'"),
+        ('credit.rule+credit.gae_lambda=dense+0.2,sparse+0.8', 'equal in credit.gae_lambda'),
+    ],
+)
+def test_mistakes_in_several_keys_are_told_before_anything_runs(tmp_path, run, vary, said):
+    with pytest.raises(ValueError, match=said):
+        run(vary, '0')
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_method_may_change_together_with_keys(tmp_path, run):
+    assert run('method+loss.beta=dense_grpo+0.1,flow_grpo+0.2', '0') == 0
+    command = Records.load(tmp_path / 'out').runs['flow_grpo+0.2', '0']['command']
+    assert command.endswith('some.py:method=flow_grpo --config.loss.beta=0.2 --config.seed=0')
+
+
 def test_a_run_of_which_only_the_table_is_left_is_kept(tmp_path, run):
     assert run('credit.rule=dense', '0') == 0
     shutil.rmtree(tmp_path / 'work')
@@ -144,7 +190,10 @@ def test_results_of_another_base_are_refused_before_anything_runs(tmp_path, run)
 
 
 def test_a_key_that_no_run_reads_is_refused_before_anything_runs(tmp_path, run):
-    with pytest.raises(ValueError, match="would be equal. credit.gae_lambda=0.2 .* choose 'gae'"):
+    with pytest.raises(
+        ValueError,
+        match="would be equal in credit.gae_lambda. credit.gae_lambda=0.2 .* choose 'gae'",
+    ):
         run('credit.gae_lambda=0.2,0.8', '0')
     with pytest.raises(
         ValueError, match='--config.loss.beta=high: expected a finite number at least 0'
