@@ -18,7 +18,9 @@ folder, such as package.module:object, other characters become _ and a digest fo
 command, run again, continues unfinished runs and keeps finished ones, also those of which only the
 tables in OUT are left. Writes OUT/curves.png (score against updates, network evaluations and
 seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md. Extra arguments after `--` go to
-every run: `-- --config.iterations=40`. For the claims of the paper use `experiments.reproduce`.
+every run: `-- --config.iterations=40`. Runs of an earlier version of code of your own are refused
+or made again; `-- --own_code=warn` keeps them. For the claims of the paper use
+`experiments.reproduce`.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
       Preempted: a stop was requested; runs measured so far are added.
       CommandFailed: an evaluation failed.
     """
-    learns = lambda run: ' '.join(learned(run.command))
+    learns = lambda run: ' '.join([*learned(run.command), run.own_code]).rstrip()
     known = lambda run: measures.commands.get((run.variant, run.seed)) == learns(run)
     left = [run for run in runs if run.finished and not known(run)]
     for number, run in enumerate(left, 1):

@@ -14,7 +14,14 @@ from experiments.equal_cost import measures, page, sweep
 from experiments.equal_cost.variants import VARIANTS
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import Records, check_page, check_results
-from experiments.reproduction.sweep import CommandFailed, Run, check_sweep, recorded, run_all
+from experiments.reproduction.sweep import (
+    CommandFailed,
+    Run,
+    check_sweep,
+    leave_out_earlier,
+    recorded,
+    run_all,
+)
 
 FIGURE = 'methods'
 
@@ -60,6 +67,7 @@ def run(flag, extra: Sequence[str]) -> int:
             for stage in stages:
                 runs = [r for r in stage() if not recorded(records, r)]
                 if flag.run and runs:
+                    leave_out_earlier(records, runs)
                     facts = {'base': base, 'device': device(), 'commit': flag.commit or commit()}
                     try:
                         status = 1 if run_all(runs, flag.jobs, stop, facts) else status

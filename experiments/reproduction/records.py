@@ -36,6 +36,7 @@ RUN = (
     'side_by_side',
     'commit',
     'command',
+    'own_code',  # only in tables of runs that name code of a user's own
 )
 PAGE = 'README.md'  # in the folder of the results
 RUN_FILE = 'run.json'  # in a run's folder: its row of RUN, without the values known at the end
@@ -92,7 +93,7 @@ class Records:
         records, tables = cls(), [folder / 'runs.csv', folder / 'evaluations.csv']
         if not any(path.exists() for path in tables):
             return records
-        runs = read_table(tables[0], RUN)
+        runs = read_table(tables[0], RUN[:-1])
         records.runs = {(row['variant'], row['seed']): row for row in runs}
         rename = lambda row: renamed('curve', row)
         for row in read_table(tables[1], EVALUATION[:2], EVALUATION[2:], rename):
@@ -107,12 +108,13 @@ class Records:
         """Writes runs.csv and evaluations.csv, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = [row for key in self.runs for row in self.evaluations[key]]
+        own = any(row.get('own_code') for row in self.runs.values())
         for name, fields, content in (
             ('evaluations.csv', EVALUATION, rows),
-            ('runs.csv', RUN, self.runs.values()),
+            ('runs.csv', RUN if own else RUN[:-1], self.runs.values()),
         ):
             text = io.StringIO()
-            table = csv.DictWriter(text, fields, lineterminator='\n')
+            table = csv.DictWriter(text, fields, extrasaction='ignore', lineterminator='\n')
             table.writeheader()
             table.writerows(content)
             replace_file(folder / name, text.getvalue())

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from densegrpo_jax.config.command_line import check_key
 from densegrpo_jax.config.given import NONE
 from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.loading import load
+from densegrpo_jax.config.method import own_code
 from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.files import replace_file
@@ -34,6 +36,8 @@ from densegrpo_jax.runtime.reading import read_json, shaped
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
 from densegrpo_jax.runtime.trees import dotted
 from experiments.reproduction.records import RUN_FILE, Records
+
+ANY_CODE = '--own_code=warn'  # of a training: it goes on with changed code of a user's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,12 @@ class Run:
         ]
 
     @property
+    def own_code(self) -> str:
+        """A digest of the code of a user's own that it names; '' if it names none."""
+        arguments = (*self.extra, *(_argument(key, value) for key, value in self.changes))
+        return _own_code(self.config, arguments)
+
+    @property
     def finished(self) -> bool:
         """Whether the folder holds this run, finished."""
         return (self.folder / 'summary.json').exists() and _same(self)
@@ -73,20 +83,35 @@ def _same(run: Run) -> bool:
     run_file = run.folder / RUN_FILE
     if not run_file.exists():
         return False
-    return _is_of(shaped(read_json(run_file), {'command': str}, str(run_file))['command'], run)
+    return _is_of(
+        shaped(read_json(run_file), {'command': str, 'own_code': str | None}, str(run_file)), run
+    )
 
 
-def _is_of(command: str, run: Run) -> bool:
-    """Whether a command on record is that of a run, but for what does not affect learning."""
+def _is_of(row: Mapping[str, str], run: Run) -> bool:
+    """Whether a row on record has a run's code and its command, but for what does not affect
+    learning. Rows of earlier versions tell nothing of code; ANY_CODE takes other code for the same.
+    """
     # an argument may hold spaces, which the record does not quote
-    return learned(command.split(' ')) == learned(' '.join(run.command).split(' '))
+    if learned(row['command'].split(' ')) != learned(' '.join(run.command).split(' ')):
+        return False
+    if not row.get('own_code') or ANY_CODE in run.extra:
+        return True
+    return row['own_code'] == run.own_code
+
+
+@functools.cache  # it loads the configuration
+def _own_code(config: str, arguments: tuple[str, ...]) -> str:
+    found = own_code(configured(config, arguments))
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12] * bool(found)
 
 
 def learned(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command without keys that do not affect learning: those of the machine and
-    of the display.
+    """The arguments of a command without ANY_CODE and keys that do not affect learning: those of
+    the machine and of the display.
     """
-    return [a for a in arguments if identity.kind_of(_key(a)) in (SCIENCE, None)]
+    decides = lambda a: identity.kind_of(_key(a)) in (SCIENCE, None)
+    return [a for a in arguments if decides(a) and a != ANY_CODE]
 
 
 def _argument(key: str, value: object) -> str:
@@ -101,7 +126,22 @@ def _key(argument: str) -> str:
 def recorded(records: Records, run: Run) -> bool:
     """Whether the tables have this run; its folder may be gone."""
     row = records.runs.get((run.variant, run.seed))
-    return row is not None and _is_of(row['command'], run)
+    return row is not None and _is_of(row, run)
+
+
+def leave_out_earlier(records: Records, runs: Sequence[Run]) -> None:
+    """Takes runs that are to be made again because a user's own code has changed out of the tables,
+    so that no mean is one of both.
+    """
+    for run in runs:
+        row = records.runs.get((run.variant, run.seed), {})
+        if row.get('own_code') and not _is_of(row, run):
+            logging.warning(
+                '%s, seed %s, was made with other code of your own: made again',
+                run.variant,
+                run.seed,
+            )
+            del records.runs[run.variant, run.seed], records.evaluations[run.variant, run.seed]
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
@@ -127,11 +167,15 @@ def configured(config: str, arguments: Sequence[str]) -> ConfigDict:
     found = load(config)
     for argument in arguments:
         key, text = _key(argument), argument.partition('=')[2]
-        if key not in KEYS or isinstance(KEYS[key].default, Mapping):
+        if key not in KEYS:
             continue
         try:
             value = _value(text or str(not argument.startswith('--no')), KEYS[key].default)
-            found.update_from_flattened_dict({key: value})
+            if isinstance(value, dict):  # all rewards, of which none is left
+                group, _, name = key.rpartition('.')
+                (found[group] if group else found)[name] = value
+            else:
+                found.update_from_flattened_dict({key: value})
         except (TypeError, ValueError, SyntaxError) as error:
             raise ValueError(f'{argument}: expected {KEYS[key].expected} ({error})') from None
     return found
@@ -143,7 +187,8 @@ def _value(text: str, default: object) -> object:
         return flags.BooleanParser().parse(text)
     if default == '' and text == NONE:
         return ''
-    return ast.literal_eval(text) if isinstance(default, tuple) else type(default)(text)
+    literal = isinstance(default, tuple | Mapping)
+    return ast.literal_eval(text) if literal else type(default)(text)
 
 
 def check_sweep(
@@ -161,6 +206,7 @@ def check_sweep(
     check_runs(runs)
     base = base_digest(config, extra)
     records.check_base(base, out)
+    leave_out_earlier(records, runs)
     return base
 
 
@@ -184,8 +230,8 @@ def check_folders(runs: Sequence[Run]) -> None:
         begun = (run.folder / RUN_FILE).is_file() and (run.folder / 'checkpoints').is_dir()
         if begun and not _same(run):
             raise ValueError(
-                f'{run.folder} holds a run of other settings ({run.folder / RUN_FILE}): move it '
-                'away, or give another --workdir'
+                f'{run.folder} holds a run of other settings, or of other code of your own '
+                f'({run.folder / RUN_FILE}): move it away, or give another --workdir'
             )
 
 
@@ -250,6 +296,7 @@ def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> in
         'seed': run.seed,
         **facts,
         'side_by_side': jobs,
+        'own_code': run.own_code,
         'command': ' '.join(run.command),
     }
     # the end of a run with another command does not count

@@ -3,6 +3,7 @@ conftest.py.
 """
 
 import functools
+import pathlib
 import re
 import shutil
 import types
@@ -14,6 +15,9 @@ from densegrpo_jax.config.loading import with_method
 from experiments import compare
 from experiments.equal_cost.sweep import entries
 from experiments.reproduction.records import Records
+from experiments.reproduction.sweep import _own_code
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 CONFIG = (
     'from densegrpo_jax.config.schema import default_config\n'
@@ -140,6 +144,32 @@ def test_several_keys_change_together(tmp_path, run):
     page = (tmp_path / 'out' / 'README.md').read_text()
     assert page.startswith('# credit.rule + loss.kind: dense + grpo against examples.own_method:')
     assert '| dense + grpo | 0 |' in page and '| **dense + grpo** | mean |' in page
+
+
+def test_runs_of_earlier_code_of_ones_own_are_made_again(tmp_path, run, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'their_rule.py').write_text((ROOT / 'examples/own_method.py').read_text())
+    vary, folder = 'credit.rule=dense,their_rule:rule', tmp_path / 'work' / 'their_rule_rule-*'
+    assert run(vary, '01') == 0
+    ends = lambda: [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob('summary.json'))]
+    before = ends()
+    _own_code.cache_clear()  # as in another process
+    assert run(vary, '01') == 0 and ends() == before
+    rows = Records.load(tmp_path / 'out').runs
+    assert rows['their_rule:rule', '0']['own_code'] and not rows['dense', '0']['own_code']
+    with open(tmp_path / 'their_rule.py', 'a') as file:
+        file.write('# mended\n')
+    _own_code.cache_clear()
+    [theirs] = (tmp_path / 'work').glob(folder.name)
+    (theirs / '1' / 'checkpoints').mkdir()
+    with pytest.raises(ValueError, match='other code of your own .*: move it away'):
+        run(vary, '01')
+    shutil.rmtree(theirs)
+    script = tmp_path / 'training.py'  # fails now: no row of the earlier code is left beside
+    script.write_text('import sys; sys.exit(3)')
+    assert run(vary, '01') == 1
+    assert {value for value, _ in Records.load(tmp_path / 'out').runs} == {'dense'}
+    assert set(ends()) < set(before)  # those of dense, as they were
 
 
 def test_a_folder_keeps_values_apart_and_in_the_work_directory():

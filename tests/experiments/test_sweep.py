@@ -38,7 +38,7 @@ def runs(tmp_path, variants=('dense', 'sparse'), seeds=('0', '1', '2')):
         'fails': (('credit.rule', 'fails'),),
     }
     return [
-        Run('c.py', v, changes[v], s, tmp_path / 'work' / v / s, tmp_path / 'text')
+        Run('tiny_ocr', v, changes[v], s, tmp_path / 'work' / v / s, tmp_path / 'text')
         for s in seeds
         for v in variants
     ]
@@ -128,7 +128,7 @@ def test_a_sweep_runs_what_is_missing_and_keeps_what_is_there(tmp_path, training
     assert all(run.finished for run in runs(tmp_path))
     assert times == [(run.folder / 'summary.json').stat().st_mtime_ns for run in some]
     changed = Run(
-        'c.py', 'dense', (('credit.rule', 'sparse'),), '0', some[0].folder, tmp_path / 'text'
+        'tiny_ocr', 'dense', (('credit.rule', 'sparse'),), '0', some[0].folder, tmp_path / 'text'
     )
     assert not changed.finished  # the folder holds the end of another run
     # ... but with other settings of the machine it is the same
@@ -147,6 +147,20 @@ def test_an_argument_with_a_space_is_recognised_in_the_tables(tmp_path):
     assert not recorded(records, dataclasses.replace(run, extra=('--config.data.train=my',)))
 
 
+def test_a_run_of_other_code_counts_only_where_that_is_accepted(tmp_path):
+    own = (('credit.rule', 'examples.own_method:rule'),)
+    run = dataclasses.replace(runs(tmp_path)[0], changes=own)
+    records, row = Records(), {'command': ' '.join(run.command), 'own_code': run.own_code}
+    records.runs['dense', '0'] = row
+    assert recorded(records, run) and len(run.own_code) == 12
+    row['own_code'] = 'before'
+    assert not recorded(records, run)
+    assert recorded(records, dataclasses.replace(run, extra=('--own_code=warn',)))
+    mine = ("--config.reward={'mine': {'kind': 'examples.own_method:rule'}}",)
+    rewarded = dataclasses.replace(runs(tmp_path)[0], extra=mine)
+    assert rewarded.own_code and not runs(tmp_path)[0].own_code
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, training):
     several = runs(tmp_path, variants=('fails', 'dense'), seeds=('0',))
     assert [run.variant for run in run_all(several, 1, StopRequest(), FACTS)] == ['fails']
@@ -156,7 +170,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, training):
 def test_the_end_of_an_older_run_does_not_stand_for_one_that_failed(tmp_path, training):
     (old,) = runs(tmp_path, variants=('dense',), seeds=('0',))
     run_all([old], 1, StopRequest(), FACTS)
-    new = Run('c.py', 'dense', (('credit.rule', 'fails'),), '0', old.folder, tmp_path / 'text')
+    new = Run('tiny_ocr', 'dense', (('credit.rule', 'fails'),), '0', old.folder, tmp_path / 'text')
     assert run_all([new], 1, StopRequest(), FACTS) == [new]
     assert not new.finished and not old.finished
 
@@ -166,7 +180,7 @@ def test_the_beginning_of_another_run_is_not_continued(tmp_path, training):
     run_all([old], 1, StopRequest(), FACTS)
     (old.folder / 'checkpoints').mkdir()
     longer = dataclasses.replace(old, changes=(*old.changes, ('iterations', 99)))
-    with pytest.raises(ValueError, match='holds a run of other settings .*move it away, or give'):
+    with pytest.raises(ValueError, match='holds a run of other settings,.*move it away, or give'):
         run_all([longer], 1, StopRequest(), FACTS)
     assert old.finished and run_all([old], 1, StopRequest(), FACTS) == []
 
@@ -362,11 +376,13 @@ def test_the_configuration_of_a_run_has_its_arguments():
             '--config.plan.splits=(0, 2)',
             '--noconfig.model.scan',
             '--config.full',
+            "--config.reward={'jpeg': {'weight': 2}}",
             '--config.reward.ocr.mode=detect',  # no key of the table
             '--cpu_devices=1',
         ],
     )
     assert (found.credit.rule, found.loss.beta, found.plan.splits) == ('gae', 0.5, (0, 2))
+    assert found.reward.to_dict() == {'jpeg': {'weight': 2}}
     assert (found.model.scan, found.full, found.moving.steps) == (False, True, 'subset')
     assert configured('tiny_ocr', ['--config.noise.psi_path=none']).noise.psi_path == ''
     with pytest.raises(ValueError, match='--config.rollout.steps=six: expected a whole number'):
