@@ -20,6 +20,7 @@ from densegrpo_jax.config.flag_types import define_whole, refuse
 from densegrpo_jax.config.given import NONE, check_flag_files, check_given
 from densegrpo_jax.config.help import show_help
 from densegrpo_jax.config.key import SCIENCE
+from densegrpo_jax.config.label import Told, relabel, told
 from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.of_run import told_otherwise, with_own_configuration
 from densegrpo_jax.config.reads import READS, REFUSE, WARN, check_reads
@@ -264,6 +265,7 @@ class _Configuration(flags.ArgumentParser):
     ):
         self.training, self.listed, self.reads, self.of_run = training, listed, reads, of_run
         self.argument = self.recipe = ''
+        self.told: Told | None = None  # by the recipe's label
 
     def parse(self, argument: str) -> ConfigDict:
         try:
@@ -273,6 +275,7 @@ class _Configuration(flags.ArgumentParser):
                 from densegrpo_jax.config.validation import check_names  # imports jax
 
                 check_names(config)
+                self.told = told(config)
             for given in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
                 if key := re.match(r'--?(?:no)?config\.([^=]*)', given):
                     check_key(config, key[1], given)
@@ -304,6 +307,8 @@ def _parse(args: list[str]) -> list[str]:
         check_given(args, [f'config.{key}' for key in may_lack])
         if lacking := [key for key in given_keys() & may_lack if _override(key) == NONE]:
             flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(lacking, ''))
+        if config is not None and config.told and 'label' not in given_keys():
+            relabel(flags.FLAGS.config, config.told)
         check_read_keys()
         _tell_otherwise()
         return left

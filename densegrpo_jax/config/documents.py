@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from densegrpo_jax.config.key import Key
+from densegrpo_jax.config.label import relabel, told
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.runtime.reading import check_depth, read_text
 
@@ -43,7 +44,9 @@ def from_document(path: pathlib.Path, load: Callable[[str], ConfigDict]) -> Conf
     if recipe is not None and not isinstance(recipe, str):
         raise ValueError(f'{RECIPE}: expected a name such as flux_ocr:devices=8, not {recipe!r}')
     config = default_config() if recipe is None else load(recipe)
+    before, keys = told(config), set()
     for key, value in _keys(values, OPEN):
+        keys.add(key)
         if key in RETIRED:
             if value != RETIRED[key].value:
                 raise ValueError(f'{key}={value!r}: this key was removed; {RETIRED[key]!r} now')
@@ -55,6 +58,8 @@ def from_document(path: pathlib.Path, load: Callable[[str], ConfigDict]) -> Conf
             raise ValueError(f'there is no key {key}{hint}')
         group, _, name = key.rpartition('.')
         (config[group] if group else config)[name] = _converted(key, KEYS[key], value)
+    if 'label' not in keys:
+        relabel(config, before)
     return config
 
 

@@ -190,6 +190,30 @@ def test_an_option_of_a_reward_need_not_stand_in_the_file(typed):
     assert {part.name for part, _ in build_reward(config.reward).parts} == {'ocr', 'jpeg'}
 
 
+def test_a_label_tells_the_credit_and_the_reward_of_the_run(typed, tmp_path):
+    recipe, credit = f'--config={TINY}', '--config.credit.rule=examples.own_method:rule'
+    label = lambda *given: typed(*given)[2].label
+    assert label(recipe, '--config.seed=3') == 'miniature FLUX, held-out OCR, dense credit'
+    own = 'miniature FLUX, held-out OCR, credit examples.own_method:rule'
+    assert label(recipe, credit) == own
+    mine = f'{own}, but the reward is jpeg + mine'
+    reward = "{'mine': {'kind': 'm:Mine'}, 'jpeg': {}}"
+    assert label(recipe, credit, f'--config.reward={reward}') == mine
+    assert label(recipe, credit, '--config.label=as given') == 'as given'
+    assert label(f'{recipe}:method=gae', '--config.credit.rule=sparse').endswith(
+        'OCR, gae, credit sparse'
+    )
+    file = tmp_path / 'own.yaml'
+    file.write_text("recipe: tiny_ocr\nreward: {ocr: {kind: 'm:Mine'}}\ncredit: {rule: sparse}\n")
+    of_file = 'miniature FLUX, held-out OCR, credit sparse, but the reward is m:Mine'
+    assert label(f'--config={file}') == of_file
+    assert label(f'--config={file}', '--config.credit.rule=gae').endswith(
+        'but the reward is m:Mine, credit gae'
+    )
+    file.write_text('recipe: tiny_ocr\nlabel: Mine\ncredit: {rule: sparse}\n')
+    assert label(f'--config={file}') == 'Mine'
+
+
 def test_none_unsets_what_a_recipe_sets(typed, tmp_path):
     (tmp_path / 'own.yaml').write_text('recipe: tiny_ocr\nnoise.psi_path: psi.json\n')
     own = f'--config={tmp_path / "own.yaml"}'
