@@ -10,6 +10,10 @@ a table and the rank correlation over the credits, with a bootstrap interval, in
 is a share of what one noise decides, so signals of several noises are shown and not compared: only
 the order of credits within a setting can be foretold. With --norun the page is made again from
 OUT/signal.json. Exit status as `experiments.reproduce`.
+
+    python -m experiments.foretell --pool=runs/foretold_1,runs/foretold_2 --out=runs/foretold_all
+
+pools the --out folders of several settings, of which it reads signal.json and heights.json alone.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
@@ -33,11 +36,22 @@ from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
+from experiments.foretelling.ordering import LEVEL, ordered
+from experiments.foretelling.settings import (
+    HEIGHTS,
+    NOISES,
+    POOLED,
+    SIGNAL,
+    check_ranked,
+    read_settings,
+    read_signal,
+    write_heights,
+    write_pool,
+)
 from experiments.reproduction.facts import commit
 from experiments.reproduction.figures import VARIANTS
 from experiments.reproduction.records import PAGE, Records, check_page
@@ -56,11 +70,7 @@ CREDITS: Mapping[str, Credit] = {
     'coca_share': Credit('coca_share', options={'window': 1}),
     'coca_share_signed': Credit('coca_share', options={'window': 1}, signed=True),
 }
-NOISES = ('noise_0.5', 'noise_0.8')  # variants of the noise, with dense credit
-SIGNAL = 'signal.json'  # in --out: variant -> its signal with the interval
 RESAMPLES = 2000
-LEVEL = 0.05
-FEWEST = 3  # credits of a rank correlation
 TITLE, PICTURE = '# What preflight foretells', 'foretold.png'
 
 
@@ -101,39 +111,6 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> I
     return Interval(float(stats.spearmanr(x, y).statistic), float(low), float(high))
 
 
-class Ordered(NamedTuple):
-    """Pairs of variants, by Welch's t test of their runs.
-
-    Attributes:
-      pairs: all that were tested.
-      decided: whose runs differ at LEVEL, each test for itself: chance alone gives LEVEL of all
-        pairs. right: those of them that the signal orders alike.
-      sure, sure_right: the same with Holm's correction for the number of tests.
-    """
-
-    pairs: int
-    decided: int
-    right: int
-    sure: int
-    sure_right: int
-
-
-def ordered(signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]]) -> Ordered:
-    """How far the signal orders pairs of variants as their runs do."""
-    tests, names = [], [*signal]
-    for i, one in enumerate(names):
-        for other in names[:i]:
-            p = stats.ttest_ind(runs[one], runs[other], equal_var=False).pvalue
-            better = np.mean(runs[one]) > np.mean(runs[other])
-            p = 1.0 if np.isnan(p) else p  # of one run each: nothing is told
-            tests.append((p, bool(better == (signal[one].value > signal[other].value))))
-    tests.sort()
-    alike = lambda found: (len(found), sum(right for _, right in found))
-    bounds = [LEVEL / (len(tests) - i) for i in range(len(tests))]
-    passed = next((i for i, (p, _) in enumerate(tests) if p >= bounds[i]), len(tests))
-    return Ordered(len(tests), *alike([t for t in tests if t[0] < LEVEL]), *alike(tests[:passed]))
-
-
 def write(
     out: pathlib.Path, signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]], how: str
 ) -> list[pathlib.Path]:
@@ -144,10 +121,7 @@ def write(
     signal = {name: signal[name] for name in signal if name in runs and name not in unknown}
     means = {name: float(np.mean(runs[name])) for name in signal}
     ranked = {name: s for name, s in signal.items() if name not in NOISES}
-    if len(ranked) < FEWEST:
-        raise ValueError(
-            f'{len(ranked)} credits have both a signal and runs; a rank correlation needs {FEWEST}'
-        )
+    check_ranked(ranked)
     rho = rank_correlation([s.value for s in ranked.values()], [means[n] for n in ranked])
     found = ordered(ranked, runs)
     made = _draw(out / PICTURE, signal, runs)
@@ -219,18 +193,23 @@ def _measured(folder: pathlib.Path) -> Rewards:
 
 def main(flag) -> int:
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
-    check_page(out, TITLE, (PICTURE,) if flag.norun else (PICTURE, SIGNAL))  # norun reads SIGNAL
+    if flag.pool:
+        check_page(out, POOLED)
+        command = f'python -m experiments.foretell --pool={",".join(flag.pool)} --out={flag.out}'
+        logging.info('made %s', write_pool(out, read_settings(flag.pool), f'`{command}`.'))
+        return FINISHED
+    # norun reads SIGNAL
+    check_page(out, TITLE, (PICTURE, HEIGHTS) if flag.norun else (PICTURE, HEIGHTS, SIGNAL))
     records = Records.load(pathlib.Path(flag.runs))
     if not records.runs:
         raise ValueError(f'--runs={flag.runs} has no runs.csv; experiments.reproduce writes one')
     if flag.norun:
-        known = lambda values: [math.nan if value is None else value for value in values]
-        signal = {name: Interval(*known(s)) for name, s in read_json(out / SIGNAL).items()}
+        signal = read_signal(out)
         how = (
             f'`python -m experiments.foretell --norun --runs={flag.runs} --out={flag.out}`, from '
             f'`{SIGNAL}`.'
         )
-        logging.info('made %s', ', '.join(map(str, write(out, signal, heights(records), how))))
+        _made(out, signal, records, how)
         return FINISHED
     config, base = load(flag.config), base_digest(flag.config, ())
     if other := {run['base'] for run in records.runs.values()} - {base}:
@@ -264,8 +243,15 @@ def main(flag) -> int:
         f'x {flag.group} samples of `{flag.config}`, code {commit()}, against the runs in '
         f'`{flag.runs}`: all of the same number of updates and samples, at one learning rate.'
     )
-    logging.info('made %s', ', '.join(map(str, write(out, signal, heights(records), how))))
+    _made(out, signal, records, how)
     return FINISHED
+
+
+def _made(out: pathlib.Path, signal: Mapping[str, Interval], records: Records, how: str) -> None:
+    made = write(out, signal, heights(records), how)
+    base = ' + '.join(sorted({run['base'] for run in records.runs.values()}))  # one
+    write_heights(out, base, heights(records))
+    logging.info('made %s', ', '.join(map(str, [*made, out / HEIGHTS])))
 
 
 def define_flags() -> None:
@@ -274,6 +260,7 @@ def define_flags() -> None:
     define_folder('workdir', 'runs/foretell', 'Where the preflights go.')
     define_folder('out', 'docs/results/foretold', 'Folder for the page.')
     define_folder('runs', 'docs/results/reproduction', 'Tables of finished runs.')
+    flags.DEFINE_list('pool', [], 'Folders of other --out, one for each setting: only pools them.')
     flags.DEFINE_bool('norun', False, 'Only make the page again, from OUT/signal.json.')
     flags.DEFINE_integer('prompts', 64, 'Prompts of a preflight.', lower_bound=4)
     flags.DEFINE_integer('group', 8, 'Samples of each.', lower_bound=2)

@@ -1,11 +1,14 @@
 """Preflight against runs: planted rewards, and learning curves that follow or ignore them."""
 
 import json
+import types
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import foretell
+from experiments.foretelling.settings import mean_tau, write_heights
 from tests.preflight.planted import planted
 
 
@@ -91,10 +94,49 @@ def test_curves_that_ignore_it_are_not(found):
     assert rho.low < 0 < rho.high
 
 
+def setting(folder, base, names, up):
+    """A folder as --out, of credits whose runs follow the signal, or fall with it."""
+    rng, signal = np.random.default_rng(0), {n: [i / 10, 0, 1] for i, n in enumerate(names)}
+    heights = {n: list(up * s[0] + 1e-3 * rng.standard_normal(4)) for n, s in signal.items()}
+    folder.mkdir()
+    (folder / 'signal.json').write_text(json.dumps(signal | {'n_1': [None] * 3}))
+    write_heights(folder, base, heights | {'n_1': [0.5], 'psi': [0.5]})
+    return str(folder)
+
+
+def test_settings_are_pooled_by_pairs_within_them(tmp_path):
+    a = setting(tmp_path / 'a', 'a-1', ('dense', 'sparse', 'n_2', 'noise_0.5'), 1)
+    b = setting(tmp_path / 'b', 'b-2', ('dense', 'sparse', 'gae_1', 'n_3'), -1)
+    flag = types.SimpleNamespace(workdir='', out=str(tmp_path / 'out'), pool=[a, b])
+    assert foretell.main(flag) == 0
+    text = (tmp_path / 'out' / 'README.md').read_text()
+    # 3 pairs and 6, none between the settings and none with another noise
+    assert '2 settings have 9 pairs of credits' in text
+    assert 'runs of 9 differ at 5 %' in text and 'orders 3 of these alike' in text
+    assert 'leaves 9 of them, 3 ordered alike' in text
+    assert 'is **0 (interval unknown)** over 2 settings' in text
+    assert '| a-1 | 3 | 3 | 3 | 3 | 3 | 3 | 1 |' in text
+    assert '| b-2 | 4 | 6 | 6 | 0 | 6 | 0 | -1 |' in text
+    flag.pool.append(setting(tmp_path / 'c', 'b-2', ('dense', 'sparse', 'n_2'), 1))
+    with pytest.raises(ValueError, match='c is of b-2, as another of the folders'):
+        foretell.main(flag)
+    flag.pool[2] = str(tmp_path / 'none')
+    with pytest.raises(FileNotFoundError, match='no .*none/heights.json; .*--norun --runs'):
+        foretell.main(flag)
+
+
+def test_the_interval_over_settings_is_students():
+    taus = [0.1, 0.5, -0.2, 0.4]
+    found = mean_tau(taus)
+    assert found.value == pytest.approx(0.2)
+    assert found[1:] == pytest.approx(stats.ttest_1samp(taus, 0).confidence_interval(0.95))
+    assert mean_tau([0.9, 0.8, 1.0]).high == 1.0 and np.isnan(mean_tau(taus[:2]).low)
+
+
 def test_without_runs_there_is_nothing_to_compare(tmp_path):
     class Flags:
         workdir, out, runs = str(tmp_path), str(tmp_path / 'out'), str(tmp_path / 'none')
-        norun = False
+        norun, pool = False, []
 
     with pytest.raises(ValueError, match='none has no runs.csv'):
         foretell.main(Flags)

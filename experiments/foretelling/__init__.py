@@ -1,0 +1,1 @@
+"""What `experiments.foretell` is made of."""
