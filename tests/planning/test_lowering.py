@@ -100,6 +100,14 @@ def test_windows_with_plans_of_their_own_are_counted_as_they_run():
     np.testing.assert_allclose(found['update'].flops, every['update'].flops * 3 / 5, rtol=1e-6)
     _, images, _ = found['rollout'].lowered.out_info
     assert len(images.shape) == 5 and images.shape[0] == 4
+    drifting, _ = planned(
+        mesh,
+        **{'moving.steps': 'window', 'moving.width': 3, 'credit.process': 'gain'},
+        **{'guide.steps': (3, 4), 'guide.source': 'value'},
+    )
+    # 0, 1 and 2 gradients; 0, 2 and 3 images
+    expected += network + decoding + 5 / 3 * decoding
+    np.testing.assert_allclose(drifting['rollout'].flops, expected, rtol=1e-6)
 
 
 def test_the_brake_of_a_guard_is_an_argument_of_the_update():
