@@ -26,7 +26,7 @@ from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import check_targets
+from densegrpo_jax.sampling.conditioning import check_targets, content_hash, load_panel_prompts
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE, read
@@ -67,7 +67,10 @@ def evaluate(
     check_group(group, config)
     found = {chosen.label: chosen.step for chosen in policies}  # by each process for itself
     also = {'--checkpoint': found, '--group': group, '--kl_prompts': kl_prompts}
-    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',), also=also)
+    if (panel := load_panel_prompts(config)) is not None:
+        also['prompts of eval.panel_prompts'] = content_hash(panel)
+    needs = ('test', 'schedule') if config.noise.psi_path else ('test',)
+    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=needs, also=also)
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
         check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
