@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.evaluation import tables
-from densegrpo_jax.evaluation.divergence import KL, Divergence
+from densegrpo_jax.evaluation.divergence import KL, Divergence, trajectory
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator, check_group
 from densegrpo_jax.evaluation.panel import PANEL, SETS, Policy, parts, settings
@@ -29,9 +29,9 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets, content_hash, load_panel_prompts
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
-from densegrpo_jax.sampling.noise import FILE, read
+from densegrpo_jax.sampling.noise import FILE, calibrated_table
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.sampling.session import Checked, check, load
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def evaluate(
             # now: a run that goes on removes its earlier checkpoints
             adapters[chosen], _ = load_policy(*opened(chosen))
         if count and (psi := _psi(config, chosen)):
-            _check_psi(psi)
+            _check_psi(checked, psi)
     with Agreement(checked.hosts, 'record').alike():
         record = None
         if checked.hosts.primary:
@@ -147,10 +147,11 @@ def _psi(config, chosen: Policy) -> pathlib.Path | None:
     return chosen.workdir / FILE if config.noise.calibrate and chosen.workdir else None
 
 
-def _check_psi(path: pathlib.Path) -> None:
-    """Raises ValueError if there is no psi file."""
+def _check_psi(checked: Checked, path: pathlib.Path) -> None:
+    """Raises ValueError if there is no psi file, or it is of another schedule."""
+    single, schedule = trajectory(checked.config, checked.pipeline)
     try:
-        read(path)
+        calibrated_table(single, schedule.sigmas, schedule.masks, path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f'{error}. With noise.calibrate=True the KL of a policy is measured with the noise of '

@@ -30,6 +30,7 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export, model_card, snippet
 from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.noise import geometry, write
 from densegrpo_jax.sampling.session import check, load, open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
@@ -194,8 +195,17 @@ def test_the_kl_of_a_run_without_its_own_noise_is_refused_first(trained, tmp_pat
     found = differences('evaluation', plain, settings(checked, {}, 1))
     assert found == [('noise of the KL', None, 'of each run')]
     monkeypatch.setattr('densegrpo_jax.evaluation.evaluate.load', None)  # before anything is loaded
+    run = shutil.copytree(workdir / 'checkpoints', tmp_path / 'run' / 'checkpoints').parent
+    evaluated = lambda: evaluate(
+        config, choose(['best'], str(run)), tmp_path / 'out', kl_prompts=2, mesh=one_device()
+    )
     with pytest.raises(ValueError, match=r'there is no psi file .*/psi\.json.*--kl_prompts=0'):
-        evaluate(config, choose(['best'], str(workdir)), tmp_path, kl_prompts=2)
+        evaluated()
+    document = {'finished': True, 'history': [], 'psi': [0.7] * 3}
+    here = geometry(config, checked.schedule.sigmas, checked.schedule.masks)
+    write(run / 'psi.json', {**document, 'geometry': {**here, 'kernel': 'cps'}})
+    with pytest.raises(ValueError, match=r"of the kernel 'cps'.*--kl_prompts=0"):
+        evaluated()
 
 
 def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
