@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -23,6 +24,7 @@ from densegrpo_jax.evaluation.record import FOLDERS, Record
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
@@ -83,7 +85,7 @@ def evaluate(
             check_policy(checked.pipeline, config, chosen.workdir, str(chosen.step))
         elif chosen.workdir is not None:
             # now: a run that goes on removes its earlier checkpoints
-            adapters[chosen], _ = load_policy(*opened(chosen))
+            adapters[chosen] = _kept(load_policy(*opened(chosen))[0], checked.hosts)
         if count and (psi := _psi(config, chosen)):
             _check_psi(checked, psi)
     with Agreement(checked.hosts, 'record').alike():
@@ -106,7 +108,8 @@ def evaluate(
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:
-                policy = adapters.pop(chosen, None) or load_policy(*opened(chosen))[0]
+                anew = lambda run=chosen: load_policy(*opened(run))[0]  # all weights, when needed
+                policy = adapters.pop(chosen, anew)()
                 key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():
                 result = results[name][chosen.label] = evaluator(policy, record, key)
@@ -145,6 +148,16 @@ def _measured(config, policies: Sequence[Policy], kl_prompts: int) -> int:
 def _psi(config, chosen: Policy) -> pathlib.Path | None:
     """The file of the noise that a policy's KL is measured with, if its run calibrated first."""
     return chosen.workdir / FILE if config.noise.calibrate and chosen.workdir else None
+
+
+def _kept(policy: dict, hosts: Hosts) -> Callable[[], dict]:
+    """Places a policy as it was. Until then it takes no memory of the devices, if this process has
+    all of it.
+    """
+    if hosts.count > 1:
+        return lambda: policy
+    placed, values = jax.tree.map(lambda leaf: leaf.sharding, policy), jax.device_get(policy)
+    return lambda: jax.device_put(values, placed)
 
 
 def _check_psi(checked: Checked, path: pathlib.Path) -> None:

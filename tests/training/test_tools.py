@@ -11,19 +11,21 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny_ocr
 from densegrpo_jax.config.identity import differences
 from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.evaluation import tables
-from densegrpo_jax.evaluation.evaluate import evaluate
+from densegrpo_jax.evaluation.evaluate import _kept, evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts, settings
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
@@ -206,6 +208,17 @@ def test_the_kl_of_a_run_without_its_own_noise_is_refused_first(trained, tmp_pat
     write(run / 'psi.json', {**document, 'geometry': {**here, 'kernel': 'cps'}})
     with pytest.raises(ValueError, match=r"of the kernel 'cps'.*--kl_prompts=0"):
         evaluated()
+
+
+def test_a_policy_that_waits_takes_no_memory_of_the_devices():
+    """Several checkpoints are loaded before the first is scored."""
+    sharding = NamedSharding(make_mesh({'data': 4, 'fsdp': 2, 'tensor': 1}), PartitionSpec('fsdp'))
+    policy = {'a': jax.device_put(np.arange(4.0, dtype=np.float32), sharding)}
+    waiting = _kept(policy, Hosts())
+    policy['a'].delete()
+    found = waiting()['a']
+    np.testing.assert_array_equal(found, np.arange(4))
+    assert found.sharding == sharding
 
 
 def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
