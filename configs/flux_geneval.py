@@ -39,5 +39,5 @@ def get_config(variant: str = ''):
     }
     c.eval.update(every=30, steps=28, shown=16)
     c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
-    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
+    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl', eval_prompts=2212)
     return apply(c, variant, samples=24, transitions=3)

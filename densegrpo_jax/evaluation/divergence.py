@@ -27,7 +27,7 @@ from densegrpo_jax.sampling.session import Session
 KL = 'kl'
 
 
-def _trajectory(config, pipeline: Pipeline) -> tuple[Any, Schedule]:
+def trajectory(config, pipeline: Pipeline) -> tuple[Any, Schedule]:
     """The configuration and the schedule of single trajectories as in training."""
     single = config.copy_and_resolve_references()
     single.rollout.group = 1
@@ -39,7 +39,7 @@ def evaluations(config, pipeline: Pipeline) -> int:
     """Network evaluations of a prompt's KL: its trajectory, then policy and base on each trained
     transition. With classifier-free guidance each is two.
     """
-    plan = _trajectory(config, pipeline)[1].plan
+    plan = trajectory(config, pipeline)[1].plan
     return round(plan.nfe) + 2 * sum(plan.transitions.trained)
 
 
@@ -64,7 +64,7 @@ class Divergence:
         self._session, self._prompts, self._count = session, prompts, min(count, len(prompts))
         shards = batch_shards(mesh)  # a batch that does not divide is computed by every device
         self._batch = shards * max(1, min(config.eval.batch, self._count) // shards)
-        single, schedule = _trajectory(config, pipeline)
+        single, schedule = trajectory(config, pipeline)
         self._rollout, self._config, self._schedule = (
             make_rollout(pipeline, single, schedule, mesh),
             single,

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.evaluation import tables
-from densegrpo_jax.evaluation.divergence import KL, Divergence
+from densegrpo_jax.evaluation.divergence import KL, Divergence, trajectory
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator, check_group
 from densegrpo_jax.evaluation.panel import PANEL, SETS, Policy, parts, settings
@@ -23,15 +24,16 @@ from densegrpo_jax.evaluation.record import FOLDERS, Record
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import check_targets
+from densegrpo_jax.sampling.conditioning import check_targets, content_hash, load_panel_prompts
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
-from densegrpo_jax.sampling.noise import FILE, read
+from densegrpo_jax.sampling.noise import FILE, calibrated_table
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.sampling.session import Checked, check, load
 
 
 def evaluate(
@@ -67,7 +69,10 @@ def evaluate(
     check_group(group, config)
     found = {chosen.label: chosen.step for chosen in policies}  # by each process for itself
     also = {'--checkpoint': found, '--group': group, '--kl_prompts': kl_prompts}
-    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',), also=also)
+    if (panel := load_panel_prompts(config)) is not None:
+        also['prompts of eval.panel_prompts'] = content_hash(panel)
+    needs = ('test', 'schedule') if config.noise.psi_path else ('test',)
+    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=needs, also=also)
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
         check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
@@ -80,9 +85,9 @@ def evaluate(
             check_policy(checked.pipeline, config, chosen.workdir, str(chosen.step))
         elif chosen.workdir is not None:
             # now: a run that goes on removes its earlier checkpoints
-            adapters[chosen], _ = load_policy(*opened(chosen))
+            adapters[chosen] = _kept(load_policy(*opened(chosen))[0], checked.hosts)
         if count and (psi := _psi(config, chosen)):
-            _check_psi(psi)
+            _check_psi(checked, psi)
     with Agreement(checked.hosts, 'record').alike():
         record = None
         if checked.hosts.primary:
@@ -103,7 +108,8 @@ def evaluate(
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:
-                policy = adapters.pop(chosen, None) or load_policy(*opened(chosen))[0]
+                anew = lambda run=chosen: load_policy(*opened(run))[0]  # all weights, when needed
+                policy = adapters.pop(chosen, anew)()
                 key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():
                 result = results[name][chosen.label] = evaluator(policy, record, key)
@@ -144,10 +150,21 @@ def _psi(config, chosen: Policy) -> pathlib.Path | None:
     return chosen.workdir / FILE if config.noise.calibrate and chosen.workdir else None
 
 
-def _check_psi(path: pathlib.Path) -> None:
-    """Raises ValueError if there is no psi file."""
+def _kept(policy: dict, hosts: Hosts) -> Callable[[], dict]:
+    """Places a policy as it was. Until then it takes no memory of the devices, if this process has
+    all of it.
+    """
+    if hosts.count > 1:
+        return lambda: policy
+    placed, values = jax.tree.map(lambda leaf: leaf.sharding, policy), jax.device_get(policy)
+    return lambda: jax.device_put(values, placed)
+
+
+def _check_psi(checked: Checked, path: pathlib.Path) -> None:
+    """Raises ValueError if there is no psi file, or it is of another schedule."""
+    single, schedule = trajectory(checked.config, checked.pipeline)
     try:
-        read(path)
+        calibrated_table(single, schedule.sigmas, schedule.masks, path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f'{error}. With noise.calibrate=True the KL of a policy is measured with the noise of '

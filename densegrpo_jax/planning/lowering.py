@@ -32,6 +32,7 @@ from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import make_rollout, make_sampler
 from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
+from densegrpo_jax.training.geometry import samples_at_once
 from densegrpo_jax.training.learner import make_credit, make_update
 
 ASSUMED_PROMPTS = 1024  # of an evaluation with all of its file, which a plan does not read
@@ -65,8 +66,8 @@ def phases(
 ) -> dict[str, Phase]:
     """'probe' (of the attention, one batch of prompts) if there is one, 'rollout' (one batch of
     prompts with completions and decoding), 'update' and 'evaluation' (one batch) of a
-    configuration. Of plans that differ between iterations the largest is lowered, and operations
-    are the mean. reward: of `reward_inside`; None: it is made here.
+    configuration. Of plans and groups that differ the largest is lowered, and operations are the
+    mean. reward: of `reward_inside`; None: it is made here.
     """
     every, schedule = schedule, largest(config, schedule)
     r, m = config.rollout, config.model
@@ -83,8 +84,13 @@ def phases(
     state = split(state_shapes(pipeline, tx, follow_rules(config)))
     work = Work(config, pipeline, params, state.policy)
     reward = reward_inside(config, schedule) if reward is None else reward
-    process = _process(config, pipeline, schedule, mesh, reward)
-    rollout = make_rollout(pipeline, config, schedule, mesh, *process[1:])
+
+    def rollout_of(config) -> tuple[Callable, tuple]:
+        """The rollout, and the shapes of its last argument: () without a process reward."""
+        process = _process(config, pipeline, schedule, mesh, reward)
+        return make_rollout(pipeline, config, schedule, mesh, *process[1:]), process[:1]
+
+    rollout, inputs = rollout_of(config)
     arguments = (
         params,
         state.policy,
@@ -93,8 +99,13 @@ def phases(
         whole(2, d=jnp.uint32),
     )
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
-    arguments += process[:1]
+    arguments += inputs
     sampled, *_ = jax.eval_shape(rollout, *arguments)
+    if (most := samples_at_once(config)) > r.prompts_per_batch * r.group:
+        # one prompt at a time, half of them with more samples than the mean
+        larger = config.copy_and_resolve_references()
+        larger.rollout.group = most
+        rollout, _ = rollout_of(larger)
 
     record = jax.tree.map(
         lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)

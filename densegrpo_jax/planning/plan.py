@@ -25,7 +25,8 @@ from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training import announce
-from densegrpo_jax.training.geometry import check_geometry, rows_together
+from densegrpo_jax.training.geometry import check_geometry, rows_together, samples_at_once
+from densegrpo_jax.training.rounds import check_rounds
 from densegrpo_jax.training.trial import try_parts
 
 LASTING = ('weights', announce.TRAINED, 'latents', announce.PROCESS)  # from phase to phase
@@ -124,7 +125,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     schedule = make_schedule(pipeline, config)
     check_geometry(config, schedule, mesh)
     try_parts(config, schedule)
-    batch = config.rollout.prompts_per_batch * config.rollout.group
+    check_rounds(config, pipeline, schedule, mesh)
     base = pipeline.abstract_params()
     state = state_shapes(pipeline, optimiser(config, pipeline.transformer), follow_rules(config))
     reward = reward_inside(config, schedule)
@@ -158,7 +159,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         'devices': topology.count,
         'mesh': dict(mesh.shape),
         'attention': config.model.attention,
-        'samples_per_device': batch // batch_shards(mesh),
+        'samples_per_device': samples_at_once(config) // batch_shards(mesh),
         'resident_gib': resident / GIB,
         'limit_gib': topology.chip.gib,
         'phases': {name: row._asdict() for name, row in rows.items()},

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops, countable
-from densegrpo_jax.sampling.cost import executed
-from densegrpo_jax.sampling.guidance import process_cost
+from densegrpo_jax.sampling.cost import executed, mean_process
 from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training.geometry import (
     passes_of_row,
@@ -79,7 +78,7 @@ class Work:
         work = statistics.fmean(plan.nfe for plan in plans) * self.velocity(batch)
         work += statistics.fmean(len(plan.completions) for plan in plans) * self.decoding(batch)
         if schedule.guided:
-            inside, value = process_cost(config, schedule), config.guide.source == 'value'
+            inside, value = mean_process(config, schedule), config.guide.source == 'value'
             work += inside.evaluations * self.velocity(batch, False)
             work += inside.images * self.decoding(batch)
             # Backward through the activations, as much as forward.

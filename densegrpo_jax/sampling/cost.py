@@ -10,7 +10,7 @@ import numpy as np
 
 from densegrpo_jax.config.moving_keys import ENTROPY
 from densegrpo_jax.core.rollout_plan import RolloutPlan
-from densegrpo_jax.sampling.guidance import process_cost
+from densegrpo_jax.sampling.guidance import ProcessCost, process_cost
 from densegrpo_jax.sampling.schedule import Schedule, beside, restricted
 
 
@@ -55,9 +55,8 @@ class Probed(NamedTuple):
 
 def of_sample(config, schedule: Schedule) -> SampleCost:
     """Counts; no weights are read."""
-    found = executed(config, schedule)
-    plans = [each.plan for each in found]
-    process = [process_cost(config, each) for each in found]
+    plans = [each.plan for each in executed(config, schedule)]
+    process = mean_process(config, schedule)
     # Samples of one start are alike up to their first noise, with which they also begin to drift.
     # Steps of a plan whose noise is 0 in an iteration (`moving.steps`) are not seen here.
     images = [distinct_images(plan, beside(config)) for plan in plans]
@@ -65,9 +64,15 @@ def of_sample(config, schedule: Schedule) -> SampleCost:
         statistics.fmean(plan.nfe for plan in plans),
         statistics.fmean(images),
         probe_evaluations(config, schedule) / config.rollout.group,
-        statistics.fmean(each.evaluations for each in process),
-        statistics.fmean(each.gradients for each in process),
+        process.evaluations,
+        process.gradients,
     )
+
+
+def mean_process(config, schedule: Schedule) -> ProcessCost:
+    """`process_cost` of the plans that iterations run, the mean over them."""
+    found = [process_cost(config, each) for each in executed(config, schedule)]
+    return ProcessCost(*map(statistics.fmean, zip(*found)))
 
 
 def executed(config, schedule: Schedule) -> list[Schedule]:
@@ -81,8 +86,15 @@ def executed(config, schedule: Schedule) -> list[Schedule]:
 
 
 def largest(config, schedule: Schedule) -> Schedule:
-    """Of the schedules `executed` the one that holds and evaluates most."""
-    return max(executed(config, schedule), key=lambda found: (found.plan.rows, found.plan.nfe))
+    """Of the schedules `executed` the one whose rollout needs most memory: with a gradient of the
+    process reward if any has one, as that keeps the network's activations; then the one that holds
+    and evaluates most.
+    """
+
+    def need(found):
+        return process_cost(config, found).gradients > 0, found.plan.rows, found.plan.nfe
+
+    return max(executed(config, schedule), key=need)
 
 
 def probed(config, schedule: Schedule) -> Probed:

@@ -25,11 +25,11 @@ PIXELS_WITH_GRADIENT = 512 * 512
 
 
 class ProcessCost(NamedTuple):
-    """What a process reward adds to one sample."""
+    """What a process reward adds to one sample; means (`cost.mean_process`) need not be whole."""
 
-    evaluations: int  # of the network, forward
-    gradients: int  # through a network: about two evaluations each
-    images: int  # decoded and scored on the devices
+    evaluations: float  # of the network, forward
+    gradients: float  # through a network: about two evaluations each
+    images: float  # decoded and scored on the devices
 
 
 def process_cost(config, schedule: Schedule) -> ProcessCost:

@@ -116,7 +116,13 @@ def main(flag) -> int:
     from densegrpo_jax.sampling.loading import find_step, load_policy
     from densegrpo_jax.sampling.session import check, load
     from densegrpo_jax.search.record import FILES, FOLDERS
-    from densegrpo_jax.search.run import check_results, make_budget, search, unseen_rewards
+    from densegrpo_jax.search.run import (
+        check_results,
+        images_hash,
+        make_budget,
+        search,
+        unseen_rewards,
+    )
 
     def work(out: pathlib.Path, mesh, stop) -> None:
         source = flag['from'].value
@@ -130,6 +136,7 @@ def main(flag) -> int:
         step = find_step(run, flag.checkpoint) if run else None
         prompts = chosen_prompts(config, flag.prompt, flag.prompts, flag.count)
         also = {'--checkpoint': step, 'prompts': content_hash(PromptSet(tuple(prompts)))}
+        also['images of --from'] = None if images is None else images_hash(images)
         checked = check(config, mesh, stop, needs=('schedule', 'reward'), also=also)
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'

@@ -253,8 +253,13 @@ def _recorded(
     settings = {**settings_of(checked, policy), 'prompts': [p.text for p in prompts]}
     settings['content of the prompts'] = content_hash(PromptSet(tuple(prompts)))
     if given is not None:
-        settings['given'] = hashlib.sha256(np.ascontiguousarray(given)).hexdigest()[:12]
+        settings['given'] = images_hash(given)
     return settings
+
+
+def images_hash(images: np.ndarray) -> str:
+    """A short hash of images by their values, in their order."""
+    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()[:12]
 
 
 def settings_of(session: Checked, policy: dict | None) -> dict:

@@ -26,8 +26,7 @@ from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import weights_bytes
 from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
-from densegrpo_jax.sampling.cost import SampleCost, executed, largest, of_sample
-from densegrpo_jax.sampling.guidance import process_cost
+from densegrpo_jax.sampling.cost import SampleCost, executed, largest, mean_process, of_sample
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.policy import LOG_RATIO_ROUNDING
 from densegrpo_jax.sampling.schedule import Schedule
@@ -187,11 +186,11 @@ def added(config, schedule: Schedule, each: SampleCost) -> str:
     told = f'; attention probe: {each.probe:.3g} evaluations' if each.probe else ''
     if not schedule.guided:
         return told
-    c = process_cost(config, schedule)
+    c = mean_process(config, schedule)
     kind = 'of the base' if config.guide.source == 'probe' else ''
     parts = [(c.evaluations, f'evaluations {kind}'), (c.gradients, 'gradients')]
     parts.append((c.images, 'images scored on the devices'))
-    text = ', '.join(f'{n} {what}'.strip() for n, what in parts if n)
+    text = ', '.join(f'{n:.3g} {what}'.strip() for n, what in parts if n)
     return f'{told}; process reward {config.guide.source} at {schedule.guided}: {text}'
 
 

@@ -57,9 +57,9 @@ def check_rounds(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> 
     if config.budget.by != 'none' and not _batches(sizes, config, shards):
         raise ValueError(
             f'budget.by={config.budget.by!r} makes groups of {sizes[0]} and {sizes[1]} samples, '
-            f'of which at most rollout.prompts_per_batch={r.prompts_per_batch} times {r.group} are '
-            f'sampled together: they do not divide over {shards} devices; change '
-            'rollout.prompts_per_batch, budget.ratio, rollout.group or the mesh'
+            f'of which at most {samples_at_once(config)} are sampled together with '
+            f'rollout.prompts_per_batch={r.prompts_per_batch}: they do not divide over {shards} '
+            'devices; change rollout.prompts_per_batch, budget.ratio, rollout.group or the mesh'
         )
 
 

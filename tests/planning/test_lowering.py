@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from configs import tiny_ocr
+from densegrpo_jax.config.moving_keys import budget_sizes
 from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss, loss_sums
 from densegrpo_jax.core.roles import REF
 from densegrpo_jax.planning.lowering import phases
@@ -68,20 +69,26 @@ def test_a_process_reward_is_part_of_the_rollout():
 
 
 def test_the_attention_probe_is_a_program_of_its_own():
-    """T evaluations of the policy and T of the base, a row for each prompt."""
+    """T evaluations of the policy and T of the base, a row for each prompt. With one prompt a batch
+    the rollout that is lowered is that of the larger group.
+    """
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     sparse, config = {'credit.rule': 'sparse'}, tiny_ocr.get_config()
     r, e = config.rollout, config.eval
     steps = {'moving.steps': 'entropy', 'moving.width': 2, 'budget.by': 'entropy'}
-    plain, probed = planned(mesh, **sparse)[0], planned(mesh, **sparse, **steps)[0]
+    one = {'rollout.prompts_per_batch': 1}
+    plain, probed = planned(mesh, **sparse)[0], planned(mesh, **sparse, **steps, **one)[0]
     assert 'probe' not in plain and next(iter(probed)) == 'probe'
-    network = probed['probe'].flops / r.prompts_per_batch / (2 * r.steps)
+    network = probed['probe'].flops / (2 * r.steps)
     decoding = plain['evaluation'].flops / e.batch - e.steps * network
     expected = r.prompts_per_batch * r.group * (r.steps * network + decoding)
     np.testing.assert_allclose(plain['rollout'].flops, expected, rtol=0.01)  # adapters are few
-    np.testing.assert_allclose(probed['rollout'].flops, plain['rollout'].flops, rtol=1e-6)
-    assert probed['probe'].runs == r.prompts / r.prompts_per_batch
+    each = probed['rollout'].flops * r.prompts_per_batch
+    np.testing.assert_allclose(each, plain['rollout'].flops, rtol=1e-6)
+    assert probed['probe'].runs == probed['rollout'].runs == r.prompts
     assert probed['probe'].lowered is not None
+    _, images, _ = probed['rollout'].lowered.out_info
+    assert images.shape[1] == budget_sizes(r.group, config.budget.ratio)[1] > r.group
 
 
 def test_windows_with_plans_of_their_own_are_counted_as_they_run():
@@ -100,6 +107,14 @@ def test_windows_with_plans_of_their_own_are_counted_as_they_run():
     np.testing.assert_allclose(found['update'].flops, every['update'].flops * 3 / 5, rtol=1e-6)
     _, images, _ = found['rollout'].lowered.out_info
     assert len(images.shape) == 5 and images.shape[0] == 4
+    drifting, _ = planned(
+        mesh,
+        **{'moving.steps': 'window', 'moving.width': 3, 'credit.process': 'gain'},
+        **{'guide.steps': (3, 4), 'guide.source': 'value'},
+    )
+    # 0, 1 and 2 gradients; 0, 2 and 3 images
+    expected += network + decoding + 5 / 3 * decoding
+    np.testing.assert_allclose(drifting['rollout'].flops, expected, rtol=1e-6)
 
 
 def test_the_brake_of_a_guard_is_an_argument_of_the_update():

@@ -5,6 +5,9 @@ import shutil
 import pytest
 
 from densegrpo_jax.config import identity
+from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.evaluation.evaluate import evaluate
+from densegrpo_jax.evaluation.panel import Policy
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling import alike
@@ -56,6 +59,22 @@ def test_a_checkpoint_that_each_has_found_for_itself_is_compared(folder):
     assert started(*both, also=found[:1] * 2) == [None, None]
     for error in started(*both, also=found):
         assert '(--checkpoint: 120, there 100)' in str(error)
+
+
+def test_an_evaluation_compares_the_prompts_of_its_panel(folder, tmp_path, monkeypatch):
+    """Every process reads their file; the key is the same."""
+    sets = PromptSet((Prompt('a'),)), PromptSet((Prompt('b'),))
+    panel = {'eval.panel_prompts': 'panel', 'eval.panel': {'jpeg': {}}}
+    configs = [make_config(folder, **panel) for _ in sets]
+    of = lambda config: next(own for c, own in zip(configs, sets) if c is config)
+    monkeypatch.setattr('densegrpo_jax.evaluation.evaluate.load_panel_prompts', of)
+
+    def on_host(hosts):
+        stop = StopRequest(Communicator(hosts))
+        evaluate(configs[hosts.index], [Policy('base')], tmp_path, mesh=one_device(), stop=stop)
+
+    for error in on_hosts(on_host):
+        assert '(prompts of eval.panel_prompts: ' in str(error)
 
 
 def test_files_and_code_count_by_their_content(folder, tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
-from densegrpo_jax.sampling.cost import executed, largest, of_sample
+from densegrpo_jax.sampling.cost import executed, largest, mean_process, of_sample
 from densegrpo_jax.sampling.guidance import process_cost
 from densegrpo_jax.sampling.schedule import make_schedule, restricted
+from densegrpo_jax.training.announce import added
 from densegrpo_jax.training.trial import try_parts
 from tests.miniature import SCHEDULER, SD3_SCHEDULER
 
@@ -220,5 +221,10 @@ def test_a_window_of_its_own_plan_drifts_and_credits_only_its_own_transitions():
     cost = lambda window: process_cost(config, restricted(config, grid, np.array(window)))
     # a gradient at every drifting step; the states at both of its ends are scored
     assert [cost(w)[1:] for w in ((0, 1, 2), (1, 2, 3), (2, 3, 4))] == [(0, 0), (1, 2), (2, 3)]
-    mean = np.mean([cost(window).gradients for window in grid.moving.choices])
-    assert of_sample(config, grid).gradients == mean < process_cost(config, grid).gradients
+    each = of_sample(config, grid)
+    assert mean_process(config, grid) == (0, 1, 5 / 3) and each.gradients == 1
+    assert process_cost(config, grid).gradients == 2
+    said = 'process reward value at (3, 4): 1 gradients, 1.67 images scored on the devices'
+    assert added(config, grid, each) == f'; {said}'
+    # the first window holds most states, and no activations of a gradient
+    assert largest(config, grid).plan == executed(config, grid)[1].plan

@@ -154,8 +154,15 @@ def test_a_larger_group_may_be_more_than_a_batch():
     config = tiny_ocr.get_config('method=aegpo')
     config.rollout.update(group=24, prompts_per_batch=1)
     config.budget.ratio = 2.0
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    checked = check(config, mesh, needs=('schedule',))
+    parts = checked.pipeline, checked.schedule, mesh, checked.pipeline.abstract_params()
+    images = lambda: announce.memory(config, *parts, {})['images']
     assert samples_at_once(config) == 32
+    larger = images()
     config.rollout.prompts_per_batch = 2
     assert samples_at_once(config) == 48
     config.budget.by = 'none'
     assert samples_at_once(config) == 48
+    config.rollout.prompts_per_batch = 1
+    assert larger == images() * 32 / 24

@@ -11,25 +11,28 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import tiny_ocr
 from densegrpo_jax.config.identity import differences
 from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.evaluation import tables
-from densegrpo_jax.evaluation.evaluate import evaluate
+from densegrpo_jax.evaluation.evaluate import _kept, evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts, settings
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export, model_card, snippet
 from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.noise import geometry, write
 from densegrpo_jax.sampling.session import check, load, open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
@@ -194,8 +197,28 @@ def test_the_kl_of_a_run_without_its_own_noise_is_refused_first(trained, tmp_pat
     found = differences('evaluation', plain, settings(checked, {}, 1))
     assert found == [('noise of the KL', None, 'of each run')]
     monkeypatch.setattr('densegrpo_jax.evaluation.evaluate.load', None)  # before anything is loaded
+    run = shutil.copytree(workdir / 'checkpoints', tmp_path / 'run' / 'checkpoints').parent
+    evaluated = lambda: evaluate(
+        config, choose(['best'], str(run)), tmp_path / 'out', kl_prompts=2, mesh=one_device()
+    )
     with pytest.raises(ValueError, match=r'there is no psi file .*/psi\.json.*--kl_prompts=0'):
-        evaluate(config, choose(['best'], str(workdir)), tmp_path, kl_prompts=2)
+        evaluated()
+    document = {'finished': True, 'history': [], 'psi': [0.7] * 3}
+    here = geometry(config, checked.schedule.sigmas, checked.schedule.masks)
+    write(run / 'psi.json', {**document, 'geometry': {**here, 'kernel': 'cps'}})
+    with pytest.raises(ValueError, match=r"of the kernel 'cps'.*--kl_prompts=0"):
+        evaluated()
+
+
+def test_a_policy_that_waits_takes_no_memory_of_the_devices():
+    """Several checkpoints are loaded before the first is scored."""
+    sharding = NamedSharding(make_mesh({'data': 4, 'fsdp': 2, 'tensor': 1}), PartitionSpec('fsdp'))
+    policy = {'a': jax.device_put(np.arange(4.0, dtype=np.float32), sharding)}
+    waiting = _kept(policy, Hosts())
+    policy['a'].delete()
+    found = waiting()['a']
+    np.testing.assert_array_equal(found, np.arange(4))
+    assert found.sharding == sharding
 
 
 def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
