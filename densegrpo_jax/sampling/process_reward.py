@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.guide_keys import IMAGES, guided
+from densegrpo_jax.config.method import own_code
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import reward_params, text_features, without_gradient
@@ -142,6 +143,7 @@ def probe_settings(
     facts = {
         'weights of the transformer': transformer_digest(config, folder, pipeline),
         'noise levels of the grid': [round(float(s), 6) for s in sigmas],
+        identity.CODE: own_code(config),
         **reward_facts([reward]),
     }
     return identity.record('process', config, facts)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from densegrpo_jax.config import identity
+from densegrpo_jax.config.method import own_code
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import PromptSet, columns
@@ -167,10 +168,11 @@ class Checked:
 
     def facts(self, rewards: Iterable[Reward] | None = None) -> dict:
         """What no key tells, for every record that decides whether results are comparable: the
-        base's weights and the rewards (None: the training reward), which may change under one name.
+        base's weights, the rewards (None: the training reward) and the user's own code, which may
+        change under one name.
         """
-        rewards = [self.reward] if rewards is None else rewards
-        return {identity.BASE: self.base_digest, **reward_facts(rewards)}
+        told = reward_facts([self.reward] if rewards is None else rewards)
+        return {identity.BASE: self.base_digest, identity.CODE: own_code(self.config), **told}
 
     @functools.cached_property
     def process_reward(self) -> ProcessReward | None:

@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Callable
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.method import own_code
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.trees import Difference
@@ -108,5 +107,4 @@ def _facts(session: Checked, schedule: Schedule) -> dict:
         'prompts of data.train': content_hash(session.train),
         'prompts of data.eval': content_hash(session.test),
         **(session.process_reward.facts() if session.process_reward else {}),
-        'code of your own': own_code(session.config),
     }
