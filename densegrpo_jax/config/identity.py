@@ -111,6 +111,9 @@ BASE = 'weights of the base'
 # The fact that tells a user's own code: key -> digest (`method.own_code`).
 CODE = 'code of your own'
 
+# Facts that a change of a user's own code changes, here or behind a server of rewards.
+_OF_CODE = (CODE, 'servers of rewards')
+
 _FILES = 'base'  # names and sizes of the base's files in records of earlier versions, for BASE
 
 # A record without them is of a run without calibrated noise, guided rewards or a process reward;
@@ -191,6 +194,11 @@ def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
         if before != now:
             found.append(Difference(name, before, now))
     return found
+
+
+def of_code(found: Difference) -> bool:
+    """Whether a difference is one of code, which a run may accept (`--own_code=warn`)."""
+    return found.key.partition('.')[0] in _OF_CODE
 
 
 def told(found: Iterable[Difference]) -> str:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from densegrpo_jax.rewards.directional import reward_facts
 from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.runtime.reading import parse_json
+from densegrpo_jax.runtime.trees import Difference
 
 FORMAT = 1  # of the files
 
@@ -93,12 +94,14 @@ def open_process_reward(
     sigmas: np.ndarray,
     reward: CompositeReward,
     mesh: Mesh,
+    differences: Callable[[str, Mapping, Mapping], list[Difference]] = identity.differences,
 ) -> ProcessReward | None:
     """The process reward of `guide`; None if the rollouts need none.
 
     Args:
       folder: of the base model, whose weights are read to compare them with a probe's.
       sigmas: the grid [T+1]. reward: of the images. mesh: of the rollouts.
+      differences: of what a probe belongs to and this.
 
     Raises:
       FileNotFoundError, ValueError: the probe's file is missing, damaged, or of another base,
@@ -113,7 +116,7 @@ def open_process_reward(
     path = pathlib.Path(config.guide.file).expanduser()
     probe = read_probe(path)
     ours = probe_settings(config, folder, pipeline, sigmas, reward)
-    if found := identity.differences('process', dict(probe.settings), ours):
+    if found := differences('process', dict(probe.settings), ours):
         raise ValueError(
             f'guide.file: {path} was fitted for something else ({identity.told(found)}): fit it '
             'anew (densegrpo_jax.process_reward), or name another file'

@@ -2,12 +2,15 @@
 and goes on only where that is accepted.
 """
 
+import json
 import sys
 
 import pytest
 
 from densegrpo_jax.config import identity
+from densegrpo_jax.config.reads import REFUSE, WARN
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.build import own_kinds
 from densegrpo_jax.runtime.named import code_digest
 from densegrpo_jax.sampling.session import Checked
@@ -31,12 +34,12 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def opened():
+def opened(own_code=REFUSE):
     config = default_config()
     config.reward = {'mine': {'kind': 'own_mine:Mine'}}
     config.eval.panel = {'other': {'kind': 'own_other:Other'}}
     config.credit.rule = 'own_rule:rule'
-    checked = Checked(config, None, None, None, None)
+    checked = Checked(config, None, None, None, None, own_code=own_code)
     vars(checked)['base_digest'] = 'of the base'  # its files are not read
     return checked
 
@@ -90,6 +93,27 @@ def test_what_edited_code_has_made_is_not_mixed_with_earlier_results(files, scop
     untold = {key: value for key, value in before.items() if key != identity.CODE}
     for earlier in (untold, {**untold, identity.CODE: {}}):
         assert identity.differences(scope, earlier, record()) == []
+
+
+def test_changed_code_is_accepted_and_nothing_else(files, tmp_path, caplog):
+    """In the checkpoints, and in the scores of the guard, which then tell the new code."""
+    record = lambda checked: identity.record('evaluation', checked.config, checked.facts())
+    refuses, warns = opened(), opened(WARN)
+    before = record(refuses)
+    Record(tmp_path / 'guard', before).put('base', 'eval', 0, {'jpeg': 1.0})
+    edit(files)
+    with pytest.raises(ValueError, match='other settings .code of your own.eval.panel.other: '):
+        Record(tmp_path / 'guard', record(refuses), differences=refuses.differences)
+    for checked in (warns, warns, refuses):
+        kept = Record(tmp_path / 'guard', record(checked), differences=checked.differences)
+        assert kept.get('base', 'eval', 0) == {'jpeg': 1.0}
+    assert caplog.text.count('goes on with other code') == 1
+    lines = (tmp_path / 'guard' / 'scores.jsonl').read_text().splitlines()
+    assert json.loads(lines[-1]) == {'settings': record(refuses)} and len(lines) == 3
+
+    served = {'servers of rewards': {'total': 'edited'}, identity.BASE: 'another'}
+    found = warns.differences('evaluation', {**before, 'servers of rewards': {}}, before | served)
+    assert [d.key for d in found] == [identity.BASE]
 
 
 def test_rewards_of_ones_own_are_known_by_their_kind():
