@@ -17,6 +17,9 @@ another way (1), the last completed update is saved.
 A key of the command line that the method does not read is refused, as `--config.credit.gae_lambda`
 with another rule than 'gae'; --unread=warn is for scripts that give one key to several methods.
 
+A run goes on only with the code of your own, rewards and parts of the method, that it began with,
+and with the servers' rewards; --own_code=warn lets it go on with mended code.
+
 --profile=5:2 traces iterations 5 and 6 with JAX's profiler, into WORKDIR/profile.
 """
 
@@ -37,6 +40,7 @@ from densegrpo_jax.config.command_line import (
     say_start,
 )
 from densegrpo_jax.config.flag_types import define_real
+from densegrpo_jax.config.reads import REFUSE, WARN
 
 
 def main(flag) -> int:
@@ -76,9 +80,8 @@ def main(flag) -> int:
             check_keys()
         command = shlex.join(started_by(sys.orig_argv, sys.argv[1:]))
         start = Start(command, given_recipe(), str(pathlib.Path.cwd()))
-        return run(
-            config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, started=start
-        )
+        how = dict(profile=profile, at_peak=seconds_at_peak, own_code=flag.own_code)
+        return run(config, workdir, mesh, stop, started=start, **how)
 
     status, summary = execute(flag, batch, work, command=TRAINING)
     if status != FINISHED:
@@ -98,6 +101,8 @@ if __name__ == '__main__':
     define_run_flags(listed=True, reads='main')
     least = 'Exit with status 1 unless the evaluation score rose by more than this.'
     define_real('require_gain', None, least)
+    changed = 'What happens if code of your own has changed since the last checkpoint.'
+    flags.DEFINE_enum('own_code', REFUSE, [REFUSE, WARN], changed)
     flags.DEFINE_string('profile', None, 'START:COUNT: iterations that the profiler traces.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -4,7 +4,9 @@
 #   bash launch/local.sh --config=configs/tiny_ocr.py --workdir=runs/tiny                       CPU
 #   bash launch/local.sh --device=cuda --config=configs/flux_ocr.py:devices=8 --workdir=...      NVIDIA GPUs (CUDA 13)
 #   bash launch/local.sh --device=tpu --config=configs/flux_ocr.py:devices=4 --workdir=...       a TPU VM
-# All other arguments go to densegrpo_jax.main. On SIGTERM it saves and exits with 75.
+# Paths and modules are relative to the repository, wherever this is called from; your own modules
+# are on PYTHONPATH or installed in .venv. All other arguments go to densegrpo_jax.main. On SIGTERM it
+# saves and exits with 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh

@@ -11,11 +11,10 @@
 # With more than one worker gcloud needs its key in your ssh agent:
 # ssh-add ~/.ssh/google_compute_engine. watch needs that agent as long as it runs.
 # All workers of a pod must share the work directory, and it must outlive a spot VM: --bucket=B
-# mounts the bucket B at ~/bucket on every worker (gcsfuse); train with
-# --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical
-# namespace.
+# mounts the bucket B at ~/bucket on every worker (gcsfuse); train with --workdir='~/bucket/...', in
+# quotes, as ~ is the worker's home folder. The bucket must have a hierarchical namespace.
 # FLUX.1-dev needs a login, and every worker reads it: copy it into the bucket once (gcloud storage
-# cp -r FLUX.1-dev gs://B/) and train with --config.model.path=/home/USER/bucket/FLUX.1-dev.
+# cp -r FLUX.1-dev gs://B/) and train with --config.model.path='~/bucket/FLUX.1-dev'.
 # --env=FILE, for train and watch: lines KEY=VALUE for the environment of the run (HF_TOKEN,
 # REWARD_TOKEN, LIBTPU_INIT_ARGS), copied to every worker with mode 600 and shown nowhere. watch
 # copies it to every new machine, which does not keep a manual login.

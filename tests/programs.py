@@ -31,7 +31,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from densegrpo_jax.calibration import loop
-from densegrpo_jax.config.method import own_code
+from densegrpo_jax.config.method import own_parts
 from densegrpo_jax.evaluation import divergence, evaluate, evaluator
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.sampling import conditioning, draw
@@ -118,7 +118,7 @@ def _share(monkeypatch, programs, own):
 
 def _shared(kept, own, name, make, *args):
     config = next(a for a in args if isinstance(a, ConfigDict))
-    if config.guide.source != 'none' or (own_code(config) and not own):
+    if config.guide.source != 'none' or (own_parts(config) and not own):
         return make(*args)
     read = read_by(name, config)
     programs, key = kept[name], tuple(_key(read if a is config else a) for a in args)
@@ -130,7 +130,7 @@ def _shared(kept, own, name, make, *args):
 
 def _started(kept, own, start_state, config, pipeline, tx, mesh, base):
     """The first state of a run; of fresh adapters, which depend on no weights, as it was drawn."""
-    if config.full or config.lora.init_from or (own_code(config) and not own):
+    if config.full or config.lora.init_from or (own_parts(config) and not own):
         return start_state(config, pipeline, tx, mesh, base)
 
     def drawn():

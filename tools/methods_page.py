@@ -88,11 +88,11 @@ that change together are joined by +, and so are their values:
         --workdir=runs/own_compared --out=runs/own_compared/report
 
 Modules are found in the current folder and on PYTHONPATH: a file `own_method.py` that lies there is
-named `own_method:rule`. A run goes on only with the code that it began with. [A
-test](../tests/training/test_own_method.py) trains with the code of this page: its update is that of
-the formula, on policy and off, and a first update is that of `gae` with λ = 1 and the clipped loss.
-Kernels, noise tables and shapes of rollouts are named in the same way:
-[Contributing](../CONTRIBUTING.md#a-credit-rule) says what each is given.
+named `own_method:rule`. A run goes on only with the code that it began with, of all modules of the
+package, unless `--own_code=warn` is given. [A test](../tests/training/test_own_method.py) trains
+with the code of this page: its update is that of the formula, on policy and off, and a first update
+is that of `gae` with λ = 1 and the clipped loss. Kernels, noise tables and shapes of rollouts are
+named in the same way: [Contributing](../CONTRIBUTING.md#a-credit-rule) says what each is given.
 """
 
 

@@ -22,6 +22,7 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.config.moving_keys import UNMOVED
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
+from densegrpo_jax.config.reads import WARN
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.core.dense_reward import state_rewards
@@ -121,6 +122,8 @@ def calibrate(
     config = session.config
     sized, schedule = prepare(session)
     document = _opened(path, schedule, session, policy)
+    if session.own_code == WARN and session.hosts.primary and path.exists():
+        noise.write(path, document)  # with the code that it goes on with
     ended = _ended(document, config)
     document['finished'] = (ended or used) and document['after'] is not None
     document = _shared(session, document)
@@ -229,7 +232,7 @@ def _opened(path: pathlib.Path, schedule: Schedule, checked: Checked, policy: di
     # the primary process alone writes it; on separate disks others may have one of another run
     if checked.hosts.primary and path.exists():
         document = noise.read(path)
-        if found := identity.differences('calibration', document['settings'], ours):
+        if found := checked.differences('calibration', document['settings'], ours):
             raise ValueError(
                 f'{path} was calibrated with other settings ({identity.told(found)}). Use those, '
                 'name another file, or remove it'

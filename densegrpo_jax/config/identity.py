@@ -4,7 +4,8 @@ searches, sweeps.
 A record holds the keys that decide (`record`); `differences` compares two records. Keys of the
 machine and of the display do not decide: a run continues on other devices. Which of the other keys
 decide depends on the scope, the kind of thing compared. A record also holds *facts* that no key
-tells: digests of prompts, fingerprints of reward servers, calibrated noise levels.
+tells: digests of prompts and of a user's own code, fingerprints of reward servers, calibrated noise
+levels.
 """
 
 from __future__ import annotations
@@ -107,6 +108,12 @@ _OWN = ('model.path', 'model.transformer_file', 'text_cache', 'reward_workers')
 # The name of the fact that tells a base model's weights by their content.
 BASE = 'weights of the base'
 
+# The fact that tells a user's own code: key -> digest (`method.own_code`).
+CODE = 'code of your own'
+
+# Facts that a change of a user's own code changes, here or behind a server of rewards.
+_OF_CODE = (CODE, 'servers of rewards')
+
 _FILES = 'base'  # names and sizes of the base's files in records of earlier versions, for BASE
 
 # A record without them is of a run without calibrated noise, guided rewards or a process reward;
@@ -142,10 +149,12 @@ def decides(scope: str, name: str) -> bool:
 
 def record(scope: str, config, facts: Mapping = {}) -> dict:
     """The values that decide in a scope, as nested JSON values: the configuration's keys, then
-    `facts`.
+    `facts`, of the user's own code that of the keys that decide.
     """
     kept = _deciding(scope, json.loads(config.to_json_best_effort()))
-    return {**kept, **json.loads(json.dumps(dict(facts)))}
+    told = json.loads(json.dumps(dict(facts)))
+    code = {key: code for key, code in told.pop(CODE, {}).items() if decides(scope, key)}
+    return {**kept, **told, **({CODE: code} if code else {})}
 
 
 def common(config) -> dict[str, object]:
@@ -169,6 +178,8 @@ def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
     """
     old = {**_DEFAULT_FACTS, **_deciding(scope, renamed(scope, old))}
     old.pop(_FILES, None)
+    if not old.get(CODE):  # earlier checkpoints tell that there is none
+        old.pop(CODE, None)
     untold = {name for name in new if name not in old and name not in TABLE}
     there = dotted(old)
     here = dotted({**_DEFAULT_FACTS, **{k: v for k, v in new.items() if k not in untold}})
@@ -183,6 +194,11 @@ def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
         if before != now:
             found.append(Difference(name, before, now))
     return found
+
+
+def of_code(found: Difference) -> bool:
+    """Whether a difference is one of code, which a run may accept (`--own_code=warn`)."""
+    return found.key.partition('.')[0] in _OF_CODE
 
 
 def told(found: Iterable[Difference]) -> str:

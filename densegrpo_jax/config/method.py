@@ -19,6 +19,7 @@ from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 from densegrpo_jax.core.roles import REF, Follow
 from densegrpo_jax.core.transitions import OUTCOME, PROCESS
+from densegrpo_jax.rewards.build import own_kinds
 from densegrpo_jax.runtime.named import code_digest, imported
 
 Part = TypeVar('Part')
@@ -147,14 +148,18 @@ def own_parts(config) -> dict[str, str]:
         'rollout.kernel': config.rollout.kernel,
         'rollout.noise': config.rollout.noise,
         'loss.kind': config.loss.kind,
+        'search.kernel': config.search.kernel,
     }
     return {key: name for key, name in named.items() if ':' in str(name)}
 
 
 def own_code(config) -> dict[str, str]:
-    """Key -> digest of the module that it names, for the parts and rewards of a user's own."""
-    rewards = {f'reward.{name}': o.get('kind', name) for name, o in config.reward.items()}
-    named = own_parts(config) | {key: name for key, name in rewards.items() if ':' in str(name)}
+    """Key -> digest of the code that it names (`code_digest`), for the parts and the rewards of a
+    user's own, those of the panel too.
+    """
+    named = own_parts(config)
+    for group, rewards in (('reward', config.reward), ('eval.panel', config.eval.panel)):
+        named |= {f'{group}.{name}': kind for name, kind in own_kinds(rewards).items()}
     return {key: code_digest(name) for key, name in named.items()}
 
 

@@ -13,7 +13,8 @@ from densegrpo_jax.data.tables import FILE, file_prompts
 def prompts_from(name: str, use: str = 'eval', *, quoted_target: bool) -> PromptSet:
     """The prompts that `name` names: hf:OWNER/NAME[:COLUMN][@SPLIT], a data set of the Hugging Face
     Hub; FILE.csv[:COLUMN] or FILE.parquet[:COLUMN], a table; FILE.jsonl, GenEval prompts;
-    FILE.txt, or a name without a suffix, a text file with one prompt per line.
+    FILE.txt, or a name without a suffix, a text file with one prompt per line. ~ is the home
+    folder.
 
     Args:
       use: 'train' or 'eval', for data sets with splits.
@@ -26,6 +27,8 @@ def prompts_from(name: str, use: str = 'eval', *, quoted_target: bool) -> Prompt
     name = str(name)
     if name.startswith(PREFIX):
         return hub_prompts(name, use, quoted_target=quoted_target)
+    if name.startswith('~'):
+        name = str(pathlib.Path(name).expanduser())
     if (found := FILE.fullmatch(name)) and not pathlib.Path(name).is_dir():
         return file_prompts(found['path'], found['column'] or '', quoted_target=quoted_target)
     suffix = pathlib.Path(name).suffix

@@ -8,16 +8,17 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.runtime.files import move_images, remove_files
 from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.journal import Journal, rows_left
-from densegrpo_jax.runtime.trees import json_value
+from densegrpo_jax.runtime.trees import Difference, json_value
 
 FILE = 'scores.jsonl'
 FOLDERS = ('images', 'text')  # of an evaluation
@@ -38,6 +39,8 @@ class Record:
       settings: JSON values, everything that the scores depend on except the policy.
       restart: forget earlier results, and remove the images that they name.
       way_out: what a message tells to do about results that cannot be used.
+      differences: of two settings, as `identity.differences`. What it leaves out is accepted; the
+        file then tells the new settings too.
 
     Raises:
       ValueError: the folder holds scores of other settings, the message names the keys that differ;
@@ -51,6 +54,7 @@ class Record:
         *,
         restart: bool = False,
         way_out: str = 'name another folder with --out, or forget them with --restart',
+        differences: Callable[[str, Mapping, Mapping], list[Difference]] = identity.differences,
     ):
         self._images, file = folder / 'images', folder / FILE
         self._scores: dict[tuple[str, str, int], dict[str, float]] = {}
@@ -65,12 +69,16 @@ class Record:
         self._journal = Journal(file, restart=restart, forms=FORMS, remedy=way_out)
         if not self._journal.rows:
             self._journal.append({'settings': settings})
-        first, *rows = self._journal.rows
-        if found := identity.differences('evaluation', first.get('settings', {}), settings):
+        rows = [row for row in self._journal.rows if 'settings' not in row]
+        *_, told = [{}, *(row['settings'] for row in self._journal.rows if 'settings' in row)]
+        if found := differences('evaluation', told, settings):
             raise ValueError(
                 f'{file} holds scores of other settings ({identity.told(found)}): go back to '
                 f'those, or {way_out}'
             )
+        if found := identity.differences('evaluation', told, settings):
+            logging.warning('%s goes on with other code: %s', file, identity.told(found))
+            self._journal.append({'settings': settings})
         move_images(old, self._images, map(_name, rows))
         for row in rows:
             scores = {

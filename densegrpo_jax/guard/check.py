@@ -121,7 +121,7 @@ def open_record(checked: Checked, part: Part, workdir: pathlib.Path) -> Record |
     with Agreement(checked.hosts, 'guard').alike():
         if checked.hosts.primary:
             scored_as = settings(checked, {FOLDER: part}, checked.config.guard.images)
-            record = Record(folder, scored_as, way_out=way_out)
+            record = Record(folder, scored_as, way_out=way_out, differences=checked.differences)
     return record
 
 

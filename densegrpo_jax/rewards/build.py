@@ -79,6 +79,12 @@ def build_reward(spec) -> CompositeReward:
     return CompositeReward(parts)
 
 
+def own_kinds(spec) -> dict[str, str]:
+    """Name -> 'package.module:Class', for the rewards of a user's own in a config."""
+    named = [(name, o.get('kind', name)) for name, o in spec.items() if hasattr(o, 'get')]
+    return {name: kind for name, kind in named if isinstance(kind, str) and ':' in kind}
+
+
 def _weight(name: str, weight) -> float:
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise ValueError(f'reward.{name}.weight={weight!r}; expected a number')

@@ -5,17 +5,40 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import pathlib
 from typing import Any
 
 
 def code_digest(path: str) -> str:
-    """A short hash of the file of the module that 'package.module:object' names; '' where it has
-    none. What the module itself imports is not in it.
+    """A short hash of the code that 'package.module:object' names: of all modules of its outermost
+    package, or of the module's file if it is in none; '' where there is no file. Imports nothing,
+    and follows no import out of the package.
     """
-    spec = importlib.util.find_spec(path.partition(':')[0])
-    file = pathlib.Path(spec.origin) if spec and spec.has_location and spec.origin else None
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file else ''
+    spec = importlib.util.find_spec(path.partition(':')[0].partition('.')[0])
+    if spec is None:
+        return ''
+    if spec.submodule_search_locations is None:
+        files = [('', pathlib.Path(spec.origin or ''))]
+    else:
+        files = [found for place in spec.submodule_search_locations for found in _modules(place)]
+    total, files = hashlib.sha256(), [(name, file) for name, file in files if file.is_file()]
+    for name, file in sorted(files):
+        total.update(name.encode() + file.read_bytes())
+    return total.hexdigest()[:12] if files else ''
+
+
+def _modules(place: str) -> list[tuple[str, pathlib.Path]]:
+    """(name in the folder, file) of the modules in a package's folder. What no import can name does
+    not count: hidden folders, virtual environments, runs.
+    """
+    found = []
+    for folder, inner, files in os.walk(place):
+        inner[:] = filter(str.isidentifier, inner)
+        for file in (pathlib.Path(folder, name) for name in files):
+            if file.suffix == '.py' and file.stem.isidentifier():
+                found.append((str(file.relative_to(place)), file))
+    return found
 
 
 def imported(path: str, what: str) -> Any:

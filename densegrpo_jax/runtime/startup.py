@@ -31,9 +31,20 @@ def start_devices(batch: int, count: int = 0) -> None:
     Args:
       batch: rows that the mesh's data axes will split.
       count: devices wanted; 0 = `cpu_devices(batch)`.
+
+    Raises:
+      ValueError: JAX has started already.
     """
-    if not os.environ.get('XLA_FLAGS', '').count('host_platform_device_count'):
+    if os.environ.get('XLA_FLAGS', '').count('host_platform_device_count'):
+        return
+    try:
         jax.config.update('jax_num_cpu_devices', count or cpu_devices(batch))
+    except RuntimeError as error:
+        raise ValueError(
+            'JAX computed before its devices were set up: the recipe, or the module of a reward '
+            'of which --config.reward.NAME.OPTION sets an option, computes when it is imported. '
+            'Let it compute later, as in a constructor; the option can also be set in the recipe'
+        ) from error
 
 
 def detect_cluster(environ: Mapping[str, str], tpu: bool) -> str | None:

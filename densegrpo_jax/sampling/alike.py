@@ -15,7 +15,6 @@ import jax
 
 import densegrpo_jax
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.method import own_code
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.trees import differing
@@ -25,12 +24,11 @@ SHOWN = 3  # differences in a message
 
 def check_alike(hosts: Hosts, config, facts: Mapping) -> None:
     """Raises ValueError in all processes if they differ in keys (`identity.common`), code, or
-    `facts`, JSON values that no key tells: digests of weights, of prompts.
+    `facts`, JSON values that no key tells: digests of weights, of prompts, of the user's own code.
     """
     mine = {
         **identity.common(config),
         **facts,
-        'code of your own': own_code(config),
         'code of densegrpo_jax': package_digest(),
         'version of jax': jax.__version__,
     }

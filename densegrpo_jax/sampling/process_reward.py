@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.guide_keys import IMAGES, guided
+from densegrpo_jax.config.method import own_code
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import reward_params, text_features, without_gradient
@@ -27,6 +28,7 @@ from densegrpo_jax.rewards.directional import reward_facts
 from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.runtime.reading import parse_json
+from densegrpo_jax.runtime.trees import Difference
 
 FORMAT = 1  # of the files
 
@@ -92,12 +94,14 @@ def open_process_reward(
     sigmas: np.ndarray,
     reward: CompositeReward,
     mesh: Mesh,
+    differences: Callable[[str, Mapping, Mapping], list[Difference]] = identity.differences,
 ) -> ProcessReward | None:
     """The process reward of `guide`; None if the rollouts need none.
 
     Args:
       folder: of the base model, whose weights are read to compare them with a probe's.
       sigmas: the grid [T+1]. reward: of the images. mesh: of the rollouts.
+      differences: of what a probe belongs to and this.
 
     Raises:
       FileNotFoundError, ValueError: the probe's file is missing, damaged, or of another base,
@@ -112,7 +116,7 @@ def open_process_reward(
     path = pathlib.Path(config.guide.file).expanduser()
     probe = read_probe(path)
     ours = probe_settings(config, folder, pipeline, sigmas, reward)
-    if found := identity.differences('process', dict(probe.settings), ours):
+    if found := differences('process', dict(probe.settings), ours):
         raise ValueError(
             f'guide.file: {path} was fitted for something else ({identity.told(found)}): fit it '
             'anew (densegrpo_jax.process_reward), or name another file'
@@ -142,6 +146,7 @@ def probe_settings(
     facts = {
         'weights of the transformer': transformer_digest(config, folder, pipeline),
         'noise levels of the grid': [round(float(s), 6) for s in sigmas],
+        identity.CODE: own_code(config),
         **reward_facts([reward]),
     }
     return identity.record('process', config, facts)

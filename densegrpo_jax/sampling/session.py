@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from densegrpo_jax.config import identity
+from densegrpo_jax.config.method import own_code
+from densegrpo_jax.config.reads import REFUSE
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import PromptSet, columns
@@ -39,6 +41,7 @@ from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.paths import folder_problem
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.trees import Difference
 from densegrpo_jax.sampling.alike import check_alike
 from densegrpo_jax.sampling.conditioning import (
     check_targets,
@@ -130,6 +133,8 @@ class Checked:
     stop: StopRequest
     folder: pathlib.Path  # of the base model
     pipeline: Pipeline  # of the base model, with the adapters that `config` trains
+    # WARN: the user's own code may have changed since a record was made
+    own_code: str = dataclasses.field(default=REFUSE, kw_only=True)
 
     @property
     def hosts(self) -> Hosts:
@@ -167,16 +172,28 @@ class Checked:
 
     def facts(self, rewards: Iterable[Reward] | None = None) -> dict:
         """What no key tells, for every record that decides whether results are comparable: the
-        base's weights and the rewards (None: the training reward), which may change under one name.
+        base's weights, the rewards (None: the training reward) and the user's own code, which may
+        change under one name.
         """
-        rewards = [self.reward] if rewards is None else rewards
-        return {identity.BASE: self.base_digest, **reward_facts(rewards)}
+        told = reward_facts([self.reward] if rewards is None else rewards)
+        return {identity.BASE: self.base_digest, identity.CODE: own_code(self.config), **told}
+
+    def differences(self, scope: str, old: Mapping, new: Mapping) -> list[Difference]:
+        """`identity.differences`; without those of code where they are accepted."""
+        found = identity.differences(scope, old, new)
+        return [d for d in found if self.own_code == REFUSE or not identity.of_code(d)]
 
     @functools.cached_property
     def process_reward(self) -> ProcessReward | None:
         """What rollouts of training are guided and scored by beside the reward, if anything."""
         return open_process_reward(
-            self.config, self.folder, self.pipeline, self.schedule.sigmas, self.reward, self.mesh
+            self.config,
+            self.folder,
+            self.pipeline,
+            self.schedule.sigmas,
+            self.reward,
+            self.mesh,
+            self.differences,
         )
 
 
@@ -198,6 +215,7 @@ def check(
     *,
     needs: Collection[str] = (),
     also: Mapping[str, object] = {},
+    own_code: str = REFUSE,
 ) -> Checked:
     """Opens a configuration without loading anything.
 
@@ -208,6 +226,7 @@ def check(
         those of training. 'start': a policy that training starts from (`state.start_state`).
       also: what else must be alike in all processes of the run, as JSON values: a command's own
         flags, and the checkpoint that each of them has found.
+      own_code: of `Checked`.
 
     Raises:
       ValueError, FileNotFoundError: the settings, the model folder (its weights are checked by the
@@ -221,7 +240,7 @@ def check(
     check_files(folder, pipeline, transformer_file=config.model.transformer_file)
     if 'start' in needs:
         check_start(config, pipeline)
-    checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline)
+    checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline, own_code=own_code)
     made = {name: getattr(checked, name) for name in needs if name != 'start'}
     if 'test' in needs and config.eval.best not in checked.reward.names:
         raise ValueError(
@@ -235,7 +254,8 @@ def check(
     drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
     if checked.hosts.count > 1:
-        check_alike(checked.hosts, config, {**_opened(checked, needs), **also})
+        alike = {**_opened(checked, needs), '--own_code': own_code, **also}
+        check_alike(checked.hosts, config, alike)
     return checked
 
 

@@ -21,6 +21,8 @@ class Progress(History):
     nfe: int = 0  # network evaluations so far, of all samples
     # [T] moving average of the attention's entropy, if transitions are chosen by it
     entropy: list | None = None
+    # [step, what changed] where the run went on with other code of the user's own
+    other_code: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
 
     @classmethod

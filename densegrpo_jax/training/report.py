@@ -249,6 +249,8 @@ def finish(
         'seconds': progress.seconds,
         'evaluations': progress.evaluations,
     }
+    if progress.other_code:
+        summary['other_code'] = progress.other_code
     if progress.guarded:
         guard = {'evaluations': progress.guarded, 'stopped': progress.stopped_by_guard}
         summary['guard'] = guard | {'brake': progress.brake}

@@ -7,10 +7,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Mapping
+
+from absl import logging
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.method import own_code
+from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.trees import Difference
@@ -27,8 +29,14 @@ def check_keys(config, workdir: pathlib.Path) -> None:
       ValueError: the run is already longer than asked for.
       CheckpointMismatch: it has other settings.
     """
-    known = lambda difference: identity.kind_of(difference.key) is not None  # else a fact
-    done = _earlier(workdir, identity.record('training', config), {}, known, partial=True)
+    # the others are facts
+    differences = lambda old, new: [
+        found
+        for found in identity.differences('training', old, new)
+        if identity.kind_of(found.key) is not None
+    ]
+    record = identity.record('training', config)
+    done, _ = _earlier(workdir, record, {}, differences, partial=True)
     if done is not None and done > config.iterations:
         raise ValueError(
             f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
@@ -36,8 +44,9 @@ def check_keys(config, workdir: pathlib.Path) -> None:
         )
 
 
-def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> int | None:
-    """The last checkpoint's step of the run in `workdir`, if there is one; reads no array.
+def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> tuple[int | None, str]:
+    """The last checkpoint's step of the run in `workdir`, None if there is none; and what is told
+    of code that has changed since, '' if none has. Reads no array.
 
     shapes: of the state.
 
@@ -46,38 +55,44 @@ def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> int | None
         `Checkpoints.restore_latest`: calibrated noise levels.
     """
     config = checked.config
-    known = lambda difference: not (config.noise.calibrate and difference.key == 'psi')
+
+    def differences(old: Mapping, new: Mapping) -> list[Difference]:
+        found = checked.differences('training', old, new)
+        found = [d for d in found if not (config.noise.calibrate and d.key == 'psi')]
+        if found and all(map(identity.of_code, found)):
+            raise CheckpointMismatch(
+                f'the run in {workdir} was trained with other code of your own, or of its reward '
+                f'servers ({identity.told(found)}). Go back to that code, give another --workdir, '
+                'or go on with the code as it is now: --own_code=warn'
+            )
+        return found
+
     record = identity.record('training', config, _facts(checked, checked.schedule))
-    return _earlier(workdir, record, shapes, known)
+    done, made_with = _earlier(workdir, record, shapes, differences)
+    changed = filter(identity.of_code, identity.differences('training', made_with, record))
+    if told := identity.told(changed):
+        logging.warning('goes on from iteration %d with other code of your own: %s', done, told)
+    return done, told
 
 
 def _earlier(
-    workdir: pathlib.Path,
-    record: dict,
-    shapes,
-    known: Callable[[Difference], bool],
-    partial: bool = False,
-) -> int | None:
-    """The last checkpoint's step, if there is one; compares the differences that are known, and the
-    shapes: all, or as many as are given.
+    workdir: pathlib.Path, record: dict, shapes, differences: Differences, partial: bool = False
+) -> tuple[int | None, dict]:
+    """The last checkpoint's step, if there is one, and what it was saved with; raises if that has
+    `differences` to `record`, or other shapes. partial: not all shapes are given.
     """
-    folder = workdir / 'checkpoints'
+    folder, made_with = workdir / 'checkpoints', {}
     if not folder.is_dir():
-        return None
+        return None, made_with
     with Checkpoints(
-        folder,
-        read_only=True,
-        fingerprint=record,
-        differences=lambda old, new: [
-            found for found in identity.differences('training', old, new) if known(found)
-        ],
+        folder, read_only=True, fingerprint=record, differences=differences
     ) as checkpoints:
         for step in reversed(checkpoints.steps()):
             # restoring takes the one before a damaged one, and tells of it
             with contextlib.suppress(CheckpointDamaged, CheckpointUnreadable):
-                checkpoints.check(step, shapes, partial=partial)
+                made_with = checkpoints.check(step, shapes, partial=partial)
                 break
-        return checkpoints.latest_step()
+        return checkpoints.latest_step(), made_with
 
 
 def open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Path) -> Checkpoints:
@@ -91,7 +106,7 @@ def open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Path
         pinned=config.checkpoint.pin,
         hosts=session.hosts,
         fingerprint=identity.record('training', config, _facts(session, schedule)),
-        differences=functools.partial(identity.differences, 'training'),
+        differences=functools.partial(session.differences, 'training'),
     )
 
 
@@ -108,5 +123,4 @@ def _facts(session: Checked, schedule: Schedule) -> dict:
         'prompts of data.train': content_hash(session.train),
         'prompts of data.eval': content_hash(session.test),
         **(session.process_reward.facts() if session.process_reward else {}),
-        'code of your own': own_code(session.config),
     }

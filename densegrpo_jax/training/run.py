@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.loop import calibrate, check_file, check_ours, visited_prompts
 from densegrpo_jax.config.method import loss_of
+from densegrpo_jax.config.reads import REFUSE
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
@@ -64,12 +65,14 @@ def run(
     profile: Profile | None = None,
     at_peak: Callable[[Checked], float | None] | None = None,
     started: Start | None = None,
+    own_code: str = REFUSE,
 ) -> dict:
     """Trains until `config.iterations`, or continues a run found in `workdir`.
 
     profile: iterations that the profiler traces. at_peak: gives the seconds of an iteration whose
       networks use the devices fully, if known: then the run logs its utilisation. started: how it
-      was, kept with the results.
+      was, kept with the results. own_code: WARN: it may continue a run that other code of the
+      user's own has trained.
 
     Returns:
       The summary that is also written to WORKDIR/summary.json.
@@ -94,7 +97,7 @@ def run(
         check_page(workdir / FOLDER)
     check_trackers(config.log.report_to, workdir)
     check_keys(config, workdir)
-    checked = check(config, mesh, stop, needs=NEEDS)
+    checked = check(config, mesh, stop, needs=NEEDS, own_code=own_code)
     if r.prompts > len(checked.train):
         raise ValueError(
             f'rollout.prompts={r.prompts}, but data.train={config.data.train!r} has '
@@ -105,11 +108,11 @@ def run(
     guarded = check_guard(checked)
     try_parts(config, checked.schedule)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
-    if config.noise.calibrate:
-        check_file(checked, workdir / FILE)
     tx = optimiser(config, checked.pipeline.transformer)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
-    done = check_earlier(checked, shapes, workdir)
+    done, changed = check_earlier(checked, shapes, workdir)
+    if config.noise.calibrate:
+        check_file(checked, workdir / FILE)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     with Agreement(checked.hosts, 'room').alike():
         if done != config.iterations:
@@ -137,6 +140,7 @@ def run(
     else:
         state, start, progress = restored.state, restored.step, Progress.of(restored.meta)
         del restored  # else it keeps these arrays for the whole run
+        progress.other_code += [[start, changed]] * bool(changed)
         logging.info('continuing from iteration %d of %d', start, config.iterations)
 
     full_use = at_peak(session) if at_peak else None

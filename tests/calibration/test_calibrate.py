@@ -188,6 +188,27 @@ def test_all_processes_go_on_with_the_file_of_the_first(folder, texts, tmp_path)
     assert first == second and first['psi'] == [0.0] * 3
 
 
+def test_psi_of_changed_code_of_ones_own_goes_on_if_it_is_accepted(
+    folder, texts, tmp_path, monkeypatch
+):
+    file, path = tmp_path / 'own_psi.py', tmp_path / 'psi.json'
+    file.write_text('from tests.training.small_run import Brightness as Mine\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    config = make_config(folder, texts)
+    config.reward = {'mine': {'kind': 'own_psi:Mine'}}
+    checked = session.check(config, one_device(), StopRequest(), needs=('train',))
+    _, schedule = calibration.prepare(checked)
+    opened = lambda of: calibration._opened(path, schedule, of, None)
+    before = opened(checked)
+    noise.write(path, before)
+    assert opened(checked)['settings'] == before['settings']
+    file.write_text(file.read_text() + '# edited\n')
+    with pytest.raises(ValueError, match='other settings .code of your own.reward.mine: '):
+        opened(checked)
+    accepted = opened(dataclasses.replace(checked, own_code='warn'))
+    assert accepted['psi'] == before['psi'] and accepted['settings'] != before['settings']
+
+
 def test_the_rule_of_the_paper_and_the_end(folder, texts, tmp_path):
     """Absolute steps of eps2, down where |p - q| reaches eps1; two windows within the tolerance are
     the end.

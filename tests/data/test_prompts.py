@@ -75,3 +75,10 @@ def test_joined_files_leave_no_mark_in_a_prompt(tmp_path):
 def test_a_text_file_may_be_called(tmp_path, name):
     (tmp_path / name).write_text('A sign "ONE"\n')
     assert [p.target for p in prompts_from(tmp_path / name, quoted_target=True)] == ['ONE']
+
+
+@pytest.mark.parametrize('name, text', [('p', 'A "ONE"'), ('p.csv:caption', 'caption\nA "ONE"')])
+def test_a_file_of_the_home_folder(tmp_path, monkeypatch, name, text):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / name.partition(':')[0]).write_text(text)
+    assert [p.target for p in prompts_from(f'~/{name}', quoted_target=True)] == ['ONE']

@@ -471,9 +471,11 @@ def test_what_is_served_and_its_fingerprint():
                 name,
                 fingerprint(PixelReward(), {'pixel': {'x': 1}}, '1'),
                 fingerprint(PixelReward(), {'pixel': {}}, '2'),
+                fingerprint(PixelReward(), {'pixel': {}}, '1', {'pixel': 'own code'}),
+                fingerprint(PixelReward(), {'pixel': {}}, '1', {'pixel': 'edited'}),
             }
         )
-        == 3
+        == 5
     )
 
 

@@ -39,6 +39,14 @@ def test_a_run_ends_before_anything_is_loaded(tmp_path):
         execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
 
 
+def test_devices_that_a_module_of_ones_own_has_started_are_named(tmp_path, monkeypatch):
+    jax.devices()
+    monkeypatch.delenv('XLA_FLAGS', raising=False)
+    flag = process_flags(tmp_path, cpu_devices=3)
+    with pytest.raises(ValueError, match='computes when it is imported.*set in the recipe'):
+        execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
+
+
 def test_who_waited_in_vain_for_the_others_says_so_and_starts_no_device(
     tmp_path, monkeypatch, caplog
 ):

@@ -122,6 +122,8 @@ def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
 
 
 # tiny_ocr, in a process that sends itself a signal when it has begun to save a checkpoint.
+PLAIN = dict(unread='warn', own_code='refuse', profile=None)  # flags of the command
+
 INTERRUPTED = """
 import os
 from densegrpo_jax.runtime.checkpoints import Checkpoints
@@ -449,7 +451,7 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(
         raise error
 
     config = tiny_ocr.get_config()
-    flag = process_flags(tmp_path, config=config, unread='warn', profile=None)
+    flag = process_flags(tmp_path, config=config, **PLAIN)
     monkeypatch.setattr('densegrpo_jax.training.run.run', run)
     for name in ('start_devices', 'keep_compiled'):
         monkeypatch.setattr(execution, name, lambda *args: None)
@@ -479,7 +481,7 @@ def test_a_module_of_ones_own_is_imported_after_the_devices_are_set_up(tmp_path,
     monkeypatch.syspath_prepend(tmp_path)
     started, config = [], tiny_ocr.get_config()
     config.credit.rule = 'own_early:rule'
-    flag = process_flags(tmp_path / 'run', config=config, unread='warn', profile=None)
+    flag = process_flags(tmp_path / 'run', config=config, **PLAIN)
     monkeypatch.setattr('densegrpo_jax.training.run.run', run)
     monkeypatch.setattr(execution, 'start_devices', start_devices)
     monkeypatch.setattr(execution, 'keep_compiled', lambda *args: None)

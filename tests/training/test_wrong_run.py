@@ -36,9 +36,9 @@ pytestmark = pytest.mark.usefixtures('shared_programs')
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 
-def train(config, workdir):
+def train(config, workdir, **options):
     one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    return run(config, workdir, one, StopRequest())
+    return run(config, workdir, one, StopRequest(), **options)
 
 
 @pytest.fixture(scope='module')
@@ -100,6 +100,27 @@ def test_adapters_of_another_meaning_are_refused_by_every_reader(own, tmp_path, 
         with pytest.raises(CheckpointMismatch, match=f'lora.{key}: '):
             read()
     assert not (tmp_path / 'out' / 'text').exists()  # refused before any prompt was encoded
+
+
+def test_a_run_goes_on_with_changed_code_of_ones_own_if_told_to(
+    made, tmp_path, monkeypatch, caplog
+):
+    file, workdir = tmp_path / 'own_mended.py', tmp_path / 'run'
+    file.write_text('from densegrpo_jax.rewards.local.jpeg import JpegReward as Mine\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    config = make_config(made[0], iterations=1)
+    config.reward = {'mine': {'kind': 'own_mended:Mine'}}
+    train(config, workdir)
+    file.write_text(file.read_text() + '# mended\n')
+    config.iterations = 2
+    with pytest.raises(CheckpointMismatch, match='code of your own.reward.mine: .*--own_code=warn'):
+        train(config, workdir)
+    summary = train(config, workdir, own_code='warn')
+    [[step, told]] = summary['other_code']
+    assert step == 1 and told.startswith('code of your own.reward.mine: ')
+    assert f'goes on from iteration 1 with other code of your own: {told}' in caplog.text
+    caplog.clear()
+    assert train(config, workdir) == summary and 'other code' not in caplog.text
 
 
 def test_another_base_is_said_by_every_reader_and_does_not_continue(own, tmp_path, caplog):

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from densegrpo_jax import __version__
 from densegrpo_jax.rewards.base import Reward
-from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.build import build_reward, own_kinds
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
 from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.leaving import leave_at_once
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
+from densegrpo_jax.runtime.named import code_digest
 
 CLOSING_SECONDS = 2.0  # from the end of the drain to that of the process, at most
 
@@ -51,7 +52,8 @@ def serve(
       ValueError: the reward cannot be made, or the server cannot listen on the address.
     """
     reward = served(spec)
-    name = fingerprint(reward, json.loads(spec.to_json_best_effort()), __version__)
+    code = {name: code_digest(kind) for name, kind in own_kinds(spec).items()}
+    name = fingerprint(reward, json.loads(spec.to_json_best_effort()), __version__, code)
     limits = dict(workers=workers, max_queue=max_queue, max_request_bytes=max_request_bytes)
     service = RewardService(reward, name, __version__, token=token, **limits)
     listening, where = listen(host, port)

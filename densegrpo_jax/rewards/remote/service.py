@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import json
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 from starlette.applications import Starlette
@@ -40,11 +41,14 @@ RETRY_AFTER_SECONDS = 1
 LONG_SECONDS = 300.0  # of scoring, after which the log says so
 
 
-def fingerprint(reward: Reward, spec: dict, version: str) -> str:
-    """Identifies a reward by its configuration (JSON values), scores and range, and by the version
-    of the package that computes it; 16 hex digits.
+def fingerprint(reward: Reward, spec: dict, version: str, code: Mapping[str, str] = {}) -> str:
+    """Identifies a reward by its configuration (JSON values), scores and range, by the version of
+    the package that computes it, and by the code of rewards of a user's own (name -> digest); 16
+    hex digits.
     """
     facts = [version, spec, list(reward.names), [repr(float(end)) for end in reward.range]]
+    if code:
+        facts.append(dict(code))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
