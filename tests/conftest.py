@@ -18,25 +18,33 @@ os.environ.setdefault('OMP_THREAD_LIMIT', '1')
 # Nobody reads from which lines the operations of a compiled program come: a tenth of the time.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 
-import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 import tests.shapes  # noqa: E402, F401  (what the hook names must be imported)
-from tests import contexts  # noqa: E402
 from tests.order import place  # noqa: E402
 
 # The shapes that core's functions state are checked at every call.
 install_import_hook('densegrpo_jax.core', 'tests.shapes.check')
 
-jax.config.update('jax_default_matmul_precision', 'highest')
-contexts.share()
+
+def pytest_configure(config):
+    if config.getoption('dist', 'no') != 'no':
+        return  # This process only hands tests out to others, which start sooner without JAX here.
+    import jax
+
+    from tests import contexts
+
+    jax.config.update('jax_default_matmul_precision', 'highest')
+    contexts.share()
 
 
 @pytest.fixture(scope='module', autouse=True)
 def own_context():
     """The programs of another file do not stay in memory."""
     yield
+    from tests import contexts
+
     contexts.renew()
 
 

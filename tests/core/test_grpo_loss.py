@@ -38,21 +38,16 @@ def velocity(theta, x, s):
 
 @functools.cache
 def rollout(complete=(T,)):
-    levels = flow_grpo_noise_levels(GRID, A)
-    return run_plan(
-        lambda x, s: velocity(THETA, x, s),
-        X_INIT,
-        GRID,
-        levels,
-        trajectory_plan(MASKS, state_points(complete)),
-        lambda k: jnp.asarray(NOISE)[k],
-    )
+    fn, noise = functools.partial(velocity, THETA), lambda k: jnp.asarray(NOISE)[k]
+    levels, plan = flow_grpo_noise_levels(GRID, A), trajectory_plan(MASKS, state_points(complete))
+    return jax.jit(lambda first: run_plan(fn, first, GRID, levels, plan, noise))(X_INIT)
 
 
 def terminal_reward(latents):
     return jnp.sin(3 * latents).mean(axis=(-2, -1))
 
 
+@functools.partial(jax.jit, static_argnames=('credit', 'std'))
 def record_of(dense, credit='sparse', std='global'):
     rewards = state_rewards(terminal_reward(dense.completions), dense.plan.sources_of())
     advantages = group_advantages(dense_reward(rewards, credit), P, std=std).values
@@ -167,7 +162,7 @@ def test_gradient_against_finite_differences(kl_form):
         def loss(theta):
             return jitted_loss(theta, record, kl_form)[0]
 
-        gradient = float((jax.grad(loss)(theta) * direction).sum())
+        gradient = float((jax.jit(jax.grad(loss))(theta) * direction).sum())
         eps = 1e-7
         numeric = float((loss(theta + eps * direction) - loss(theta - eps * direction)) / (2 * eps))
     assert abs(gradient) > 1e-4
@@ -350,11 +345,12 @@ def test_gradients_flow_into_the_policy_alone():
 
     inputs = (step.mean, jnp.array([1.0, -2.0, 0.5]), step.mean + 0.1)
     for name, into in (('policy_sum', (True, False, False)), ('kl_sum', (True, False, False))):
-        gradients = jax.grad(lambda *a: getattr(sums_of(*a), name), argnums=(0, 1, 2))(*inputs)
+        slopes = jax.grad(lambda *a: getattr(sums_of(*a), name), argnums=(0, 1, 2))
+        gradients = jax.jit(slopes)(*inputs)
         assert [bool(np.abs(g).max() > 0) for g in gradients] == list(into), name
     reported = sorted(set(LossSums._fields) - {'policy_sum', 'kl_sum'})
     jacobian = jax.jacrev(lambda *a: [getattr(sums_of(*a), name) for name in reported], (0, 1, 2))
-    for name, gradients in zip(reported, jacobian(*inputs)):
+    for name, gradients in zip(reported, jax.jit(jacobian)(*inputs)):
         for gradient in gradients:
             np.testing.assert_array_equal(gradient, 0, err_msg=name)
 

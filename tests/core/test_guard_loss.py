@@ -40,15 +40,17 @@ def sampled(kernel, complete=(), shifted=False, **options):
 
     plan, noise = trajectory_plan(MASKS, state_points(complete)), lambda k: jnp.asarray(NOISE)[k]
     options |= {'kernel': kernel}
-    return run_plan(velocity_fn, NOISE[T], GRID, LEVELS[kernel], plan, noise, **options)
+    run = lambda first: run_plan(velocity_fn, first, GRID, LEVELS[kernel], plan, noise, **options)
+    return jax.jit(run)(NOISE[T])
 
 
 @functools.cache
 def record_of(kernel, **options):
     rollout = sampled(kernel, keep_means=True, **options)
-    return transitions(rollout, {OUTCOME: ADVANTAGE}, np.repeat([0, 1], 3))
+    return jax.jit(transitions)(rollout, {OUTCOME: ADVANTAGE}, np.repeat([0, 1], 3))
 
 
+@functools.partial(jax.jit, static_argnames='kernel')
 def step_at(theta, t, kernel):
     at = (t.x, t.s, t.s_next, t.noise_level)
     return sde_step(velocity(theta, t.x, t.s), *at, sample=t.x_next, kernel=kernel)
@@ -91,8 +93,8 @@ def test_on_policy_it_is_ppo_with_step_weights(kernel):
         kept = {'mask': t.mask, 'weight': weight, 'clip_range': 1e-4}
         return grpo_loss(step, t.log_prob, t.advantage, **kept).policy_sum
 
-    expected = jax.grad(weighted)(THETA)
-    found = jax.grad(lambda theta: guard_of(theta, t, kernel).policy_sum)(THETA)
+    expected = jax.jit(jax.grad(weighted))(THETA)
+    found = jax.jit(jax.grad(lambda theta: guard_of(theta, t, kernel).policy_sum))(THETA)
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
     if kernel == 'sde':  # sigma / sqrt(s - s_next)
         level = np.tile(LEVELS['sde'][:3, None], B).reshape(-1)
@@ -106,6 +108,7 @@ def test_on_policy_it_is_ppo_with_step_weights(kernel):
     assert float(sums.policy_sum) == pytest.approx(values.sum(), abs=1e-4)
 
 
+@functools.partial(jax.jit, static_argnames='clip_range')
 def by_hand(log_ratio, advantage, clip_range, std=0.5):
     """One element: x' - mean_old = std, so that log r' is mean - mean_old."""
     m = len(log_ratio)
@@ -144,7 +147,7 @@ def test_a_clip_range_below_the_rounding_of_one_binds_where_it_should():
     """
     log_ratio = jnp.float32([1.98e-6, 2.02e-6, -1.98e-6, -2.02e-6])
     advantage = jnp.float32([1, 1, -1, -1])
-    slope = jax.grad(lambda r: by_hand(r, advantage, 2e-6).policy_sum)(log_ratio)
+    slope = jax.jit(jax.grad(lambda r: by_hand(r, advantage, 2e-6).policy_sum))(log_ratio)
     np.testing.assert_allclose(slope, [-4, 0, 4, 0], rtol=1e-5)
 
 

@@ -64,7 +64,9 @@ GUIDED = Guidance(
 
 def rollout(guidance=None, velocity_fn=velocity, **options):
     noise = lambda k: jnp.asarray(NOISE)[k]
-    return run_plan(velocity_fn, X_INIT, GRID, LEVELS, PLAN, noise, guidance=guidance, **options)
+    options |= {'guidance': guidance}
+    run = lambda first: run_plan(velocity_fn, first, GRID, LEVELS, PLAN, noise, **options)
+    return jax.jit(run)(X_INIT)
 
 
 def test_the_drift_is_the_variance_times_the_gradient():
@@ -143,7 +145,7 @@ def test_the_drift_moves_samples_and_neither_mean_nor_log_prob():
         np.testing.assert_allclose(found.drift[k], size, rtol=1e-4, atol=1e-7)
         # given x', the log-prob is that of any rollout: it does not depend on the drift
         at = (found.s[k], found.s_next[k], found.noise_level[k])
-        again = sde_step(
+        again = jax.jit(sde_step)(
             velocity(found.latents[k], found.s[k]),
             found.latents[k],
             *at,
@@ -263,15 +265,14 @@ def test_the_guided_marginal_of_gaussian_data_is_a_linear_recursion():
         score=lambda x, x0hat, s: s,
     )
     masks = step_masks(grid)
-    found = run_plan(
-        gaussian_velocity,
-        noises[:, 0],
-        grid,
-        np.full(count, eta, np.float32),
-        trajectory_plan(masks),
-        lambda k: jnp.asarray(noises)[:, k + 1],
-        guidance=guidance,
-    )
+
+    def run(guidance):
+        plan, noise = trajectory_plan(masks), lambda k: jnp.asarray(noises)[:, k + 1]
+        given = grid, np.full(count, eta, np.float32), plan, noise
+        of = lambda first: run_plan(gaussian_velocity, first, *given, guidance=guidance)
+        return jax.jit(of)(noises[:, 0])
+
+    found = run(guidance)
     end = np.asarray(found.latents[-1], np.float64)[:, 0]
     mean, variance = end[0], ((end[1:] - end[0]) ** 2).sum()
 
@@ -290,17 +291,11 @@ def test_the_guided_marginal_of_gaussian_data_is_a_linear_recursion():
         m = (a - gain) * m + b + gain * centre
         var = (a - gain) ** 2 * var + std**2
     np.testing.assert_allclose([mean, variance], [m, var], rtol=1e-4)
-    plain = run_plan(
-        gaussian_velocity,
-        noises[:, 0],
-        grid,
-        np.full(count, eta, np.float32),
-        trajectory_plan(masks),
-        lambda k: jnp.asarray(noises)[:, k + 1],
-    )
+    plain = run(None)
     assert abs(mean - centre) < 0.8 * abs(float(plain.latents[-1][0, 0]) - centre)  # it was drawn
 
 
+@jax.jit
 def on_policy_gradient(x, moved, z, advantage):
     """d loss / d theta at theta = 1 of samples mean + moved + std z, by autodiff; and the mean's
     own derivative [M, ...], and std.

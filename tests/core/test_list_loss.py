@@ -34,7 +34,9 @@ def terms(log_ratio, reward, ids=IDS, used=ALL, temperature=0.5, reward_temperat
     return listwise_loss(log_ratio, reward, ids, used, **options)
 
 
-slope = jax.grad(lambda *args, **options: terms(*args, **options).sum())
+@functools.partial(jax.jit, static_argnames=('temperature', 'reward_temperature'))
+def slope(*args, **options):
+    return jax.grad(lambda *args: terms(*args, **options).sum())(*args)
 
 
 def test_the_numbers_of_its_source():
@@ -98,6 +100,7 @@ def test_members_that_do_not_count_leave_their_list():
     np.testing.assert_array_equal(np.delete(found, rest), 0)
 
 
+@jax.jit
 def steps_and_noise(policy):
     x = RNG_X
     v = jnp.tanh(x @ policy) + 0.3 * x
@@ -111,6 +114,7 @@ OLD = steps_and_noise(POLICY).log_prob
 WEIGHT = np.repeat(np.float32([1, 2, 0.5]), 4)
 
 
+@functools.partial(jax.jit, static_argnames='temperature')
 def loss_at(policy, reward=REWARD, mask=ALL, **changes):
     options = {'temperature': 0.0, 'reward_temperature': 1.0, **changes}
     step = steps_and_noise(policy)
@@ -129,8 +133,8 @@ def test_on_policy_it_is_ppo_with_softmax_advantages(temperature):
         kept = {'mask': ALL, 'weight': WEIGHT, 'clip_range': 1e-4}
         return grpo_loss(step, OLD, jnp.float32(advantage), **kept).policy_sum
 
-    expected = jax.grad(ppo)(POLICY)
-    found = jax.grad(lambda p: loss_at(p, temperature=temperature).policy_sum)(POLICY)
+    expected = jax.jit(jax.grad(ppo))(POLICY)
+    found = jax.jit(jax.grad(lambda p: loss_at(p, temperature=temperature).policy_sum))(POLICY)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -178,11 +182,13 @@ def test_a_list_over_whole_trajectories(used):
     samples = sample_rows(*by_sample())
     reward = np.where(used, REWARD, np.nan)
 
+    @jax.jit
     def loss(policy):
         options = {'temperature': 0.4, 'reward_temperature': 2.0, 'samples': samples}
         step, given = steps_and_noise(policy), {'outcome': reward}
         return list_loss(step, OLD, given, IDS, mask=used, weight=WEIGHT, **options)
 
+    @jax.jit
     def expected(policy):
         log_ratio = (WEIGHT * (steps_and_noise(policy).log_prob - OLD)).reshape(2, 2, 3)
         there = used.reshape(2, 2, 3)
@@ -198,7 +204,7 @@ def test_a_list_over_whole_trajectories(used):
 
     moved = POLICY + np.float32(0.1)
     assert float(loss(moved).policy_sum) == pytest.approx(float(expected(moved)), rel=1e-4)
-    slope, wanted = (jax.grad(f)(moved) for f in (lambda p: loss(p).policy_sum, expected))
+    slope, wanted = (jax.jit(jax.grad(f))(moved) for f in (lambda p: loss(p).policy_sum, expected))
     np.testing.assert_allclose(slope, wanted, atol=1e-4 * np.abs(wanted).max())
     sums = loss(POLICY)
     assert sums.policy_count == used.sum() and sums.maxima[LOGIT_MAX] < 2e-5

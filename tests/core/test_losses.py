@@ -27,7 +27,8 @@ def rollout(nan=None):
         first[nan] = np.nan
     plan = trajectory_plan(step_masks(SIGMAS))
     levels = np.float32([0.7, 0])
-    return run_plan(lambda x, s: x, first, SIGMAS, levels, plan, lambda k: jnp.asarray(NOISE)[k])
+    given = SIGMAS, levels, plan, lambda k: jnp.asarray(NOISE)[k]
+    return jax.jit(lambda first: run_plan(lambda x, s: x, first, *given))(first)
 
 
 def samples(nan=None, valid=None):

@@ -23,16 +23,14 @@ X, NOISE = RNG.normal(size=(2, M, 3, 4)).astype(np.float32)
 POLICY = RNG.normal(size=(4, 4)).astype(np.float32) / 2
 
 
-summands = jax.jit(pair_terms, static_argnames=('clip_range', 'pairs'))
-
-
+@functools.partial(jax.jit, static_argnames=('clip_range', 'pairs'))
 def total(log_ratio, advantage, weight=1.0, ids=None, used=None, clip_range=1e-4, pairs='all'):
     m = len(log_ratio)
     ids = np.zeros(m, int) if ids is None else ids
     used = np.ones(m, bool) if used is None else used
-    weight = np.broadcast_to(np.float32(weight), m)
+    weight = jnp.broadcast_to(weight, m)
     options = {'clip_range': clip_range, 'pairs': pairs}
-    return summands(log_ratio, advantage, weight, ids, used, **options).sum()
+    return pair_terms(log_ratio, advantage, weight, ids, used, **options).sum()
 
 
 def test_the_numbers_of_its_source():
@@ -72,8 +70,8 @@ def test_on_policy_all_pairs_are_ppo_with_centred_advantages():
         kept = {'mask': ALL, 'weight': 4 * 6 / 5 * WEIGHT, 'clip_range': 1e-4}
         return grpo_loss(steps(policy), OLD, jnp.asarray(centred), **kept).policy_sum
 
-    expected = jax.grad(ppo)(POLICY)
-    found = jax.grad(lambda p: loss_at(p).policy_sum)(POLICY)
+    expected = jax.jit(jax.grad(ppo))(POLICY)
+    found = jax.jit(jax.grad(lambda p: loss_at(p).policy_sum))(POLICY)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     sums = loss_at(POLICY)
     assert sums.policy_count == M and sums.clip_sum == 0 and sums.ratio_deviation_max <= 1e-6
@@ -81,12 +79,12 @@ def test_on_policy_all_pairs_are_ppo_with_centred_advantages():
 
 def test_on_policy_neighbours_follow_their_formula():
     """-2 w dA (dl_1 - dl_2) for each pair, twice for two transitions."""
-    slope = jax.jacobian(lambda p: steps(p).log_prob)(POLICY)
+    slope = np.asarray(jax.jit(jax.jacobian(lambda p: steps(p).log_prob))(POLICY))
     expected = 0
     for i in range(0, M, 2):
         gap = ADVANTAGE[i] - ADVANTAGE[i + 1]
         expected -= 4 * WEIGHT[i] * gap * (slope[i] - slope[i + 1])
-    found = jax.grad(lambda p: loss_at(p, 'neighbours').policy_sum)(POLICY)
+    found = jax.jit(jax.grad(lambda p: loss_at(p, 'neighbours').policy_sum))(POLICY)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -94,7 +92,8 @@ def test_ratios_beyond_the_range_count_by_their_side():
     at = np.float32([0, 0.3, -0.3, 0.1, -0.4, -0.1] * 2)
     old = steps(POLICY).log_prob - at
     options = {'mask': ALL, 'weight': WEIGHT, 'clip_range': 0.2, 'pairs': 'all'}
-    sums = pair_loss(steps(POLICY), old, {'outcome': ADVANTAGE}, IDS, **options)
+    loss = jax.jit(lambda step: pair_loss(step, old, {'outcome': ADVANTAGE}, IDS, **options))
+    sums = loss(steps(POLICY))
     assert (sums.clip_sum, sums.clip_low_sum) == (6, 4)
 
 
@@ -140,9 +139,9 @@ def test_samples_that_do_not_count_are_in_no_pair():
     used = np.array([1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0, 0], bool)
     bad = jnp.where(used, ADVANTAGE, jnp.nan)
     log_ratio = jnp.where(used, np.float32(1e-5) * np.arange(M), jnp.nan)
-    found = jax.grad(lambda r: total(r, bad, WEIGHT, IDS, used))(log_ratio)
+    found = jax.jit(jax.grad(lambda r: total(r, bad, WEIGHT, IDS, used)))(log_ratio)
     rest = [0, 1, 3, 4, 5]
-    alone = jax.grad(lambda r: total(r, ADVANTAGE[rest]))(log_ratio[jnp.array(rest)])
+    alone = jax.jit(jax.grad(lambda r: total(r, ADVANTAGE[rest])))(log_ratio[jnp.array(rest)])
     np.testing.assert_allclose(found[jnp.array(rest)], alone, rtol=1e-5)
     np.testing.assert_array_equal(np.delete(found, rest), 0)
     sums = loss_at(POLICY, mask=used, advantage=bad)

@@ -22,7 +22,8 @@ case "$*" in
   "-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; exit ;;
   "-m pip --version") exit ;;
 esac
-printf '%s|' "$@" >>"$CALLS"; echo >>"$CALLS"
+printf -v call '%s|' "$@"
+echo "$call" >>"$CALLS"  # in one piece, where calls run side by side
 case "$*" in
   "-m pip install"*)
     echo "Collecting jax"; echo "Installing collected packages: numpy, jax"
@@ -46,7 +47,8 @@ def project(tmp_path):
     -> CompletedProcess, and the folder.
     """
     folder = tmp_path / 'project with a space'
-    shutil.copytree(ROOT / 'launch', folder / 'launch')
+    for part in ('launch', '.ci'):
+        shutil.copytree(ROOT / part, folder / part)
     (folder / 'requirements.txt').write_text('jax\n')
     (folder / 'requirements-test.txt').write_text('scipy\n')
     (folder / 'requirements-check.txt').write_text('ruff\n')
@@ -219,3 +221,33 @@ def test_every_check_runs_also_after_one_that_fails(project):
 
     assert run('check.sh', '--fix')[1][0][:5] == ['-m', 'ruff', 'check', '--quiet', '--fix-only']
     assert run('check.sh', '--all')[1] == []
+
+
+def test_what_only_the_tests_need_is_installed_beside_the_checks(project, tmp_path):
+    """The tests run when both are done, and only if both were."""
+    run, folder = project
+    browser = tmp_path / 'bin' / 'chromedriver'  # or it would be installed
+    browser.parent.mkdir()
+    browser.touch(0o755)
+    path = {'PATH': f'{browser.parent}:{os.environ["PATH"]}'}
+
+    done, calls = run('../.ci/run', **path)
+    assert done.returncode == 1 and 'error: shellcheck failed' in done.stderr  # none is there
+    installed = [call[6:] for call in calls if call[1] == 'pip']
+    assert installed == [
+        ['-r', 'requirements.txt', '-r', 'requirements-check.txt'],
+        ['-r', 'requirements-test.txt'],
+    ]
+    assert {call[1] for call in calls} == {'pip', 'ruff', 'mypy', 'mkdocs'}
+
+    shellcheck = folder / '.venv' / 'bin' / 'shellcheck'
+    shellcheck.symlink_to('/bin/true')
+    (folder / 'requirements-test.txt').write_text('scipy\nchex\n')
+    done, calls = run('../.ci/run', **path, FAKE_PIP='1')
+    assert done.returncode == 1 and 'mkdocs: ok' in done.stderr
+    assert 'error: pip could not install requirements.txt requirements-test.txt' in done.stderr
+    assert ['-m', 'pytest'] not in [call[:2] for call in calls]
+
+    done, calls = run('../.ci/run', **path)
+    assert done.returncode == 0 and calls[-1] == [*PYTEST, '--durations=10']
+    assert ['-r', 'requirements-test.txt'] in [call[6:] for call in calls]

@@ -4,7 +4,7 @@ that the message must hold)."""
 import json
 import struct
 
-from mistakes.places import both, config, link, model, ours, without, write
+from mistakes.places import both, config, link, model, without, write
 
 TINY, RUN, SCENE = '--config=tiny_ocr', '--workdir=run', '--config=tiny_scene'
 OWN = ['main', '--config=own.py', RUN]
@@ -147,22 +147,12 @@ FOLDERS = [
     (write('run/images'), [*PREFLIGHT], 'run/images is a file, and this command writes'),
     (write('run/preflight.json/x'), [*PREFLIGHT], 'run/preflight.json is a folder, and this'),
     (
-        ours('o/search.jsonl', '{"settings": {}}\n{"a": 1}\n'),
-        [*SEARCH, '--out=o'],
-        'search.jsonl:2 is damaged (it holds a); start anew with --restart',
-    ),
-    (
         write(
             'o/scores.jsonl',
             '{"settings": {}}\n{"policy": "base", "set": "eval", "prompt": 0, "scores": null}\n',
         ),
         ['evaluate', TINY, '--out=o'],
         'scores.jsonl:2 is damaged (the line: scores is None; expected an object)',
-    ),
-    (
-        write('o/search.jsonl', '{"settings": {}}\n{"spread": "x"}\n'),
-        [*SEARCH, '--out=o'],
-        "search.jsonl:2 is damaged (the line: spread is 'x'; expected a number)",
     ),
     (write('run/config.json', '{"seed": 42,'), ['report', RUN], 'config.json is not valid JSON'),
     (write('run/config.json', b'\xe9'), ['report', RUN], 'config.json, line 1: byte 0xe9'),
@@ -200,20 +190,13 @@ PROMPTS = [
         TRAIN,
         'tokens that the text encoders read',
     ),
-    *(
-        (
-            both(
-                write('p.txt', 'A sign ' + 'very ' * 60 + '"HI"\n'),
-                config("c.eval.panel.ocr = {'mode': 'recognise'}\nc.eval.panel_prompts = 'p.txt'"),
-            ),
-            arguments,
-            f'{key}: the targets of 1 of 1 prompts lie beyond',
-        )
-        for arguments, key in [
-            ([*SEARCH[:2], '--prompts=p.txt', SEARCH[-1]], '--prompts'),
-            (['evaluate', *OWN[1:2]], 'eval.panel_prompts'),
-            ([*OWN, '--config.guard.on=True'], 'eval.panel_prompts'),
-        ]
+    (
+        both(
+            write('p.txt', 'A sign ' + 'very ' * 60 + '"HI"\n'),
+            config("c.eval.panel.ocr = {'mode': 'recognise'}\nc.eval.panel_prompts = 'p.txt'"),
+        ),
+        ['evaluate', OWN[1]],
+        'eval.panel_prompts: the targets of 1 of 1 prompts lie beyond',
     ),
     (write('p.txt', 'A "HI" ' + 'very ' * 9000), TRAIN, 'p.txt:1: a prompt of 45006 characters'),
     (write('p.txt', ''), DRAW, 'p.txt: the file holds no prompt'),

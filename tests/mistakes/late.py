@@ -4,8 +4,8 @@ the message must hold)."""
 
 import json
 
-from mistakes.found import MODEL, NETWORK, PREFLIGHT, RUN, SEARCH, TINY, WEIGHTS, one, set_to
-from mistakes.places import ROOT, link, model, ours
+from mistakes.found import MODEL, NETWORK, OWN, PREFLIGHT, RUN, SEARCH, TINY, WEIGHTS, one, set_to
+from mistakes.places import ROOT, both, config, link, model, ours, write
 
 NOTHING = lambda folder: None
 PLAIN = ['main', TINY, RUN]
@@ -14,8 +14,26 @@ FEW = {'_class_name': 'FluxTransformer2DModel', 'num_layers': 1, 'num_single_lay
 SEARCHES = ['experiments.search', '--workdir=w', '--tasks=ocr']
 SMC = ['search.__main__', TINY, '--config.search.method=smc']
 CONFIGS = link('configs', ROOT / 'configs')
+PANEL = both(
+    write('p.txt', 'A sign ' + 'very ' * 60 + '"HI"\n'),
+    config("c.eval.panel.ocr = {'mode': 'recognise'}\nc.eval.panel_prompts = 'p.txt'"),
+)
+BEYOND = 'the targets of 1 of 1 prompts lie beyond'
 LATE = [
+    (PANEL, [*SEARCH[:2], '--prompts=p.txt', SEARCH[-1]], f'--prompts: {BEYOND}'),
+    (PANEL, [*OWN, '--config.guard.on=True'], f'eval.panel_prompts: {BEYOND}'),
+    (NOTHING, ['search.__main__', TINY, '--config.search.nfe=1'], 'search.nfe'),
     (ours('o/search.jsonl', '[1]\n'), [*SEARCH, '--out=o'], 'search.jsonl:1 is damaged'),
+    (
+        ours('o/search.jsonl', '{"settings": {}}\n{"a": 1}\n'),
+        [*SEARCH, '--out=o'],
+        'search.jsonl:2 is damaged (it holds a); start anew with --restart',
+    ),
+    (
+        write('o/search.jsonl', '{"settings": {}}\n{"spread": "x"}\n'),
+        [*SEARCH, '--out=o'],
+        "search.jsonl:2 is damaged (the line: spread is 'x'; expected a number)",
+    ),
     (
         ours('o/scores.jsonl', '{"settings": {}}\n{"policy": "base"}\n'),
         ['evaluate', TINY, '--out=o'],

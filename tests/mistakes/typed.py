@@ -165,7 +165,6 @@ FLAGS = [
     (['sample', TINY, '--prompt=' + 'word ' * 5000], 'a prompt of 24999 characters'),
     (['search.__main__', TINY, '--count=-1'], 'a whole number from 0 to 10000000, not -1'),
     (['search.__main__', TINY, '--config.search.method=beam'], "search.method='beam': expected"),
-    (['search.__main__', TINY, '--config.search.nfe=1'], 'search.nfe'),
     (['search.__main__', TINY, '--config.eval.embedding=nowhere'], "eval.embedding='nowhere' is"),
     (
         ['search.__main__', TINY, '--config.search.candidates=2'],

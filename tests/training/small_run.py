@@ -146,10 +146,8 @@ class Brightness:
         )
 
 
-def command(folder, workdir, *extra, flags='', config=JPEG, cache=None):
-    """The process of such a run, started from the command line; `flags` for XLA, `cache` a folder
-    of compiled programs: runs that all read them back have equal bits.
-    """
+def command(folder, workdir, *extra, flags='', config=JPEG):
+    """The process of such a run, started from the command line; `flags` for XLA."""
     arguments = [f'--config.{k}={v}' for k, v in OVERRIDES.items()] + [
         f'--config.model.path={folder}',
         *extra,
@@ -162,16 +160,13 @@ def command(folder, workdir, *extra, flags='', config=JPEG, cache=None):
         f'--workdir={workdir}',
         '--cpu_devices=1',
     ]
-    # Else no compilation cache: XLA:CPU rounds differently in a program that it reads back than in
-    # the one it has just compiled.
+    # No compilation cache: XLA:CPU rounds differently in a program that it reads back than in the
+    # one it has just compiled.
     environment = {
         **os.environ,
         'XLA_FLAGS': f'{flags} {os.environ["TESTS_XLA_FLAGS"]}'.strip(),
         'JAX_PLATFORMS': 'cpu',
-        'JAX_ENABLE_COMPILATION_CACHE': 'false' if cache is None else 'true',
-        'JAX_COMPILATION_CACHE_DIR': str(cache or ''),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+        'JAX_ENABLE_COMPILATION_CACHE': 'false',
     }
     return subprocess.Popen(
         python + arguments,

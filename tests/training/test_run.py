@@ -154,9 +154,8 @@ def test_resume_after_signals_is_exact(folder, tmp_path, signals):
     one. test_kill_storm.py kills at random moments.
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken [0-9] *?'
-    how = dict(flags=QUICK, cache=tmp_path / 'compiled')
-    flags = '--config.iterations=4', '--config.optim.decay=linear'
-    start = lambda workdir, **more: command(folder, workdir, *flags, **how, **more)
+    options = '--config.iterations=4', '--config.optim.decay=linear'
+    start = lambda workdir, **how: command(folder, workdir, *options, flags=QUICK, **how)
 
     def ends(number, step):
         config = tmp_path / f'at_{step}.py'
@@ -165,7 +164,6 @@ def test_resume_after_signals_is_exact(folder, tmp_path, signals):
         _, log = process.communicate()
         assert process.returncode == (75 if number == signal.SIGTERM else -number), log
 
-    finished(start(tmp_path / 'first'))  # compiles what the others read back
     finished(start(straight))
     for step, number in signals.items():
         ends(number, step)
