@@ -102,14 +102,11 @@ class SingleBlock(nn.Module):
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
-    kernel_init: Any
     attend: Attend = attention.xla
 
     @nn.compact
     def __call__(self, x, cond, rope):
-        shift, scale, gate = Modulation(
-            3, self.adapters, self.dtype, self.kernel_init, name='norm'
-        )(cond)
+        shift, scale, gate = Modulation(3, self.adapters, self.dtype, name='norm')(cond)
         normed = modulated_norm(x, shift, scale, self.dtype)
         hidden = layers.gelu(
             layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed)
@@ -125,7 +122,8 @@ class SingleBlock(nn.Module):
 
 
 class FluxTransformer(Network):
-    """The velocity network of FLUX.1.
+    """The velocity network of FLUX.1. Fresh modulation and output layers are zero (adaLN-zero,
+    arXiv:2212.09748), so a fresh network predicts 0.
 
     Attributes:
       config: the checkpoint's constants.
@@ -135,8 +133,6 @@ class FluxTransformer(Network):
         nothing), 'dots' (keep the products with weights), 'attention' (keep the attention output).
       lora: adapters, or None.
       dtype: of matrix products and of the residual stream.
-      zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so
-        a fresh network predicts 0; False draws them like all other layers.
       attend: the implementation of attention, see `networks.attention`.
     """
 
@@ -145,7 +141,6 @@ class FluxTransformer(Network):
     remat: str = 'none'
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
-    zero_init: bool = True
     attend: Attend = attention.xla
 
     COLUMN = (*mmdit.COLUMN, 'x_embedder', 'context_embedder', 'proj_mlp')
@@ -175,7 +170,6 @@ class FluxTransformer(Network):
                 f'guidance_embeds={config.guidance_embeds}'
             )
         adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
-        init = nn.initializers.zeros if self.zero_init else layers.kernel_init
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, name=name
         )
@@ -193,7 +187,6 @@ class FluxTransformer(Network):
             heads=config.num_attention_heads,
             adapters=adapters,
             dtype=self.dtype,
-            kernel_init=init,
             attend=self.attend,
         )
         compiled = dict(scan=self.scan, remat=self.remat)
@@ -221,11 +214,10 @@ class FluxTransformer(Network):
         x = joined[:, text.shape[1] :]
         layers.keep_hidden(self, x)
 
-        scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
+        scale, shift = Modulation(2, adapters, self.dtype, name='norm_out')(cond)
         x = modulated_norm(x, shift, scale, self.dtype)
-        return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(
-            jnp.float32
-        )
+        channels = config.out_channels or config.in_channels
+        return dense(channels, 'proj_out', nn.initializers.zeros)(x).astype(jnp.float32)
 
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of

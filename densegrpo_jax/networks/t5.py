@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, check_positive, read_config
-from densegrpo_jax.networks.encoder_layers import attention, run_blocks
+from densegrpo_jax.networks.encoder_layers import attention
 from densegrpo_jax.networks.layers import Dense, RMSNorm
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
@@ -159,7 +159,7 @@ class Block(nn.Module):
         x = x + FeedForward(self.config, self.dtype, name='DenseReluDense')(
             norm('layer_norm_1')
         ).astype(jnp.float32)
-        return x, None
+        return x
 
 
 class T5Encoder(Network):
@@ -167,9 +167,6 @@ class T5Encoder(Network):
 
     Attributes:
       config: the checkpoint's constants.
-      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
-        subtree per block.
-      remat: recompute blocks in the backward pass.
       dtype: of matrix products and of the result; norms, biases, softmax and the residual stream
         are float32.
 
@@ -178,8 +175,6 @@ class T5Encoder(Network):
     """
 
     config: T5Config
-    scan: bool = False
-    remat: bool = False
     dtype: Any = jnp.float32
 
     COLUMN = ('SelfAttention/[qkv]', 'wi(_[01])?')
@@ -218,27 +213,16 @@ class T5Encoder(Network):
         )
         bias = table(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
 
-        x, _ = run_blocks(
-            Block,
-            c.num_layers,
-            'block',
-            x.astype(jnp.float32),
-            bias,
-            scan=self.scan,
-            remat=self.remat,
-            config=c,
-            batch=batch,
-            dtype=self.dtype,
-        )
+        x = x.astype(jnp.float32)
+        for i in range(c.num_layers):
+            x = Block(c, batch, self.dtype, name=f'block_{i}')(x, bias)
         x = RMSNorm(c.layer_norm_epsilon, name='final_layer_norm')(x)
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
 
-def weight_rules(scan: bool) -> list[Rule]:
-    """The table of Transformers' T5EncoderModel checkpoint (model.safetensors); scanned blocks
-    stack over their index.
-    """
-    source, target = 'encoder.block.{i}.layer', 'block' if scan else 'block_{i}'
+def weight_rules() -> list[Rule]:
+    """The table of Transformers' T5EncoderModel checkpoint (model.safetensors)."""
+    source, target = 'encoder.block.{i}.layer', 'block_{i}'
     return [
         Rule('shared.weight', 'shared/embedding', 'embedding'),
         Rule('encoder.embed_tokens.weight', None),  # tied to shared.weight; some files hold both

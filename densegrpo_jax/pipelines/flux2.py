@@ -163,7 +163,7 @@ class Flux2KleinPipeline(PackedPipeline):
         return {
             'transformer': flux2.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae_flux2.weight_rules(),
-            'text_encoder': qwen3.weight_rules(self.modules['text_encoder'].scan),
+            'text_encoder': qwen3.weight_rules(),
         }
 
     def adapter_names(self):

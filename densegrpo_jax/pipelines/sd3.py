@@ -130,17 +130,13 @@ class Sd3Pipeline(Pipeline):
         return z
 
     def weight_rules(self):
-        rules = {
+        return {
             'transformer': sd3.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae.weight_rules(),
+            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
+            'text_encoder_2': clip_text.weight_rules(self.modules['text_encoder_2'].scan),
+            'text_encoder_3': t5.weight_rules(),
         }
-        for name, kind in (
-            ('text_encoder', clip_text),
-            ('text_encoder_2', clip_text),
-            ('text_encoder_3', t5),
-        ):
-            rules[name] = kind.weight_rules(self.modules[name].scan)
-        return rules
 
     def adapter_names(self):
         return sd3.module_paths(self.transformer.config, self.transformer.scan)

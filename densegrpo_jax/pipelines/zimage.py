@@ -115,7 +115,7 @@ class ZImagePipeline(Pipeline):
         return {
             'transformer': zimage.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae.weight_rules(),
-            'text_encoder': qwen3.weight_rules(self.modules['text_encoder'].scan),
+            'text_encoder': qwen3.weight_rules(),
         }
 
     def adapter_names(self):

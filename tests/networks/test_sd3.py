@@ -155,9 +155,7 @@ def test_adapters_reach_every_linear_layer():
         config = sd3.Sd3Config.from_json(shape)
         names = sd3.module_paths(config, scan)
         targets = ('attn.to_q', 'attn2.to_out.0', 'ff.net.2')
-        net = sd3.Sd3Transformer(
-            config, scan=scan, lora=lora.LoraConfig(2, 4.0, targets), zero_init=False
-        )
+        net = sd3.Sd3Transformer(config, scan=scan, lora=lora.LoraConfig(2, 4.0, targets))
         args = inputs(shape, 2, (4, 4), 3)
         shapes = jax.eval_shape(net.init, jax.random.key(0), *args)
         variables = random_tree(shapes)
