@@ -34,7 +34,7 @@ class ClipVisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        check_tower(self, 'CLIP vision config', 'image_size', 'patch_size')
+        check_tower(self, 'CLIP vision config')
         if self.num_channels != 3:
             raise ValueError(
                 f'CLIP vision config: num_channels={self.num_channels} is not supported, expected 3'

@@ -11,7 +11,7 @@ from flax import linen as nn
 from densegrpo_jax.networks import attention, layers, mmdit
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
-from densegrpo_jax.networks.config_json import read_config
+from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     Attention,
     JointBlock,
@@ -48,22 +48,7 @@ class FluxConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'axes_dims_rope', tuple(self.axes_dims_rope))
-        for field in dataclasses.fields(self):
-            value, low = (
-                getattr(self, field.name),
-                0 if field.name in ('num_layers', 'num_single_layers') else 1,
-            )
-            if field.type is int and (type(value) is not int or value < low):
-                raise ValueError(
-                    f'transformer config: {field.name} must be an integer >= {low}, got {value!r}'
-                )
-        if self.out_channels is not None and (
-            type(self.out_channels) is not int or self.out_channels < 1
-        ):
-            raise ValueError(
-                'transformer config: out_channels must be null or a positive integer, got '
-                f'{self.out_channels!r}'
-            )
+        check_positive(self, 'transformer config', zero=('num_layers', 'num_single_layers'))
         if self.patch_size != 1:
             raise ValueError(
                 f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs '

@@ -52,21 +52,7 @@ class Flux2Config:
 
     def __post_init__(self):
         object.__setattr__(self, 'axes_dims_rope', tuple(self.axes_dims_rope))
-        check_positive(
-            self,
-            NAME,
-            'in_channels',
-            'attention_head_dim',
-            'num_attention_heads',
-            'joint_attention_dim',
-            'timestep_guidance_channels',
-            *(['out_channels'] if self.out_channels is not None else []),
-        )
-        for key in ('num_layers', 'num_single_layers'):
-            if type(getattr(self, key)) is not int or getattr(self, key) < 0:
-                raise ValueError(
-                    f'{NAME}: {key} must be an integer >= 0, got {getattr(self, key)!r}'
-                )
+        check_positive(self, NAME, zero=('num_layers', 'num_single_layers'))
         if self.timestep_guidance_channels % 2:
             raise ValueError(
                 f'{NAME}: timestep_guidance_channels={self.timestep_guidance_channels} must be '

@@ -38,8 +38,7 @@ class Qwen3Config:
     rope_theta: float = 10000.0
 
     def __post_init__(self):
-        whole = [f.name for f in dataclasses.fields(self) if f.type is int]
-        check_positive(self, NAME, *whole)
+        check_positive(self, NAME)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f'{NAME}: num_attention_heads={self.num_attention_heads} must be a multiple of '

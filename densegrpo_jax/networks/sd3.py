@@ -51,9 +51,7 @@ class Sd3Config:
 
     def __post_init__(self):
         object.__setattr__(self, 'dual_attention_layers', tuple(self.dual_attention_layers))
-        check_positive(
-            self, 'transformer config', *(f.name for f in dataclasses.fields(self) if f.type is int)
-        )
+        check_positive(self, 'transformer config')
         if self.hidden_dim != self.caption_projection_dim:
             raise ValueError(
                 f'transformer config: caption_projection_dim={self.caption_projection_dim} must be '

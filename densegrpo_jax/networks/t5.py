@@ -38,18 +38,7 @@ class T5Config:
     feed_forward_proj: str = 'relu'
 
     def __post_init__(self):
-        check_positive(
-            self,
-            'T5 config',
-            'vocab_size',
-            'd_model',
-            'd_kv',
-            'd_ff',
-            'num_layers',
-            'num_heads',
-            'relative_attention_num_buckets',
-            'relative_attention_max_distance',
-        )
+        check_positive(self, 'T5 config')
         if self.feed_forward_proj not in _FEED_FORWARD:
             raise ValueError(
                 f'T5 config: feed_forward_proj={self.feed_forward_proj!r} is not supported, '

@@ -48,8 +48,7 @@ class ZImageConfig:
     axes_lens: tuple[int, ...] = (1024, 512, 512)
 
     def __post_init__(self):
-        whole = [f.name for f in dataclasses.fields(self) if f.type is int]
-        check_positive(self, NAME, *whole)
+        check_positive(self, NAME)
         if self.n_kv_heads != self.n_heads or self.dim % self.n_heads:
             raise ValueError(
                 f'{NAME}: n_kv_heads={self.n_kv_heads} must equal n_heads={self.n_heads}, which '

@@ -175,6 +175,7 @@ def test_adapters_reach_every_linear_layer():
         (dict(qk_norm='layer_norm'), 'qk_norm'),
         (dict(caption_projection_dim=7), 'caption_projection_dim'),
         (dict(dual_attention_layers=[9]), 'dual_attention_layers'),
+        (dict(out_channels=0), 'out_channels'),
         (dict(colour=1), 'colour'),
         (dict(_class_name='Flux'), '_class_name'),
     ],
