@@ -62,9 +62,9 @@ def shown(name: str, function, repeat: int, flops: float = 0, peak: float = 0) -
     return t.seconds
 
 
-def product_rate(mesh: Mesh, repeat: int, side: int = 1024) -> float:
+def product_rate(mesh: Mesh, repeat: int) -> float:
     """Operations per second of float32 matrix products, one after the other on every device."""
-    shards, chain = mesh.devices.size, 16
+    shards, side, chain = mesh.devices.size, 1024, 16
     x = jax.device_put(
         np.full((shards, side, side), 1e-3, np.float32),
         NamedSharding(mesh, PartitionSpec(mesh.axis_names)),

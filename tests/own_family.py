@@ -133,7 +133,7 @@ class PlainPipeline(FluxPipeline):
             'transformer': weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae.weight_rules(),
             'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
-            'text_encoder_2': t5.weight_rules(self.modules['text_encoder_2'].scan),
+            'text_encoder_2': t5.weight_rules(),
         }
 
     def adapter_names(self):

@@ -48,7 +48,7 @@ def pixel_embedding(images: np.ndarray) -> np.ndarray:
     return np.stack(small).reshape(len(images), -1) - 127.5
 
 
-def embedding_folder(name: str, option: str = 'eval.embedding') -> pathlib.Path | None:
+def embedding_folder(name: str) -> pathlib.Path | None:
     """The folder of the CLIP that `make_embedding` loads; None for 'pixels'. Raises its errors, as
     far as the names of files tell.
     """
@@ -59,14 +59,14 @@ def embedding_folder(name: str, option: str = 'eval.embedding') -> pathlib.Path 
 
     return find_folder(
         name,
-        option=option,
+        option='eval.embedding',
         holds=f"'pixels' or {clip.HOLDS}",
         example='openai/clip-vit-large-patch14',
         files=(*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES),
     )
 
 
-def make_embedding(name: str, option: str = 'eval.embedding') -> Embed:
+def make_embedding(name: str) -> Embed:
     """`pixel_embedding` for 'pixels'; else the features of the image tower of the CLIP folder, or
     Hugging Face id, `name`.
 
@@ -77,7 +77,7 @@ def make_embedding(name: str, option: str = 'eval.embedding') -> Embed:
     Raises:
       ValueError, FileNotFoundError: there is no such folder, or it holds something else.
     """
-    folder = embedding_folder(name, option)
+    folder = embedding_folder(name)
     if folder is None:
         return pixel_embedding
     from densegrpo_jax.pipelines import clip

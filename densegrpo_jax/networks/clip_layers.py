@@ -22,20 +22,9 @@ ACTIVATIONS = {
 }
 
 
-def check_tower(config, name: str, *keys: str) -> None:
-    """Raises ValueError unless a tower's config can be built. `keys`: fields that must be positive
-    integers, in addition to those of both towers.
-    """
-    check_positive(
-        config,
-        name,
-        'hidden_size',
-        'intermediate_size',
-        'num_hidden_layers',
-        'num_attention_heads',
-        'projection_dim',
-        *keys,
-    )
+def check_tower(config, name: str) -> None:
+    """Raises ValueError unless a tower's config can be built."""
+    check_positive(config, name, zero=('eos_token_id',))
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f'{name}: hidden_size={config.hidden_size} must be a multiple of '

@@ -1,5 +1,5 @@
 """CLIP's image encoder (Radford et al., arXiv:2103.00020): port of Transformers'
-CLIPVisionModel.
+CLIPVisionModelWithProjection.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class ClipVisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        check_tower(self, 'CLIP vision config', 'image_size', 'patch_size')
+        check_tower(self, 'CLIP vision config')
         if self.num_channels != 3:
             raise ValueError(
                 f'CLIP vision config: num_channels={self.num_channels} is not supported, expected 3'
@@ -62,32 +62,25 @@ class ClipVisionConfig:
 
 
 class ClipVisionModel(nn.Module):
-    """Normalised images to (states of the last layer, pooled state).
+    """Normalised images to (states of the last layer, projected pooled state). The blocks are one
+    scanned stack, which the backward pass recomputes.
 
     Attributes:
       config: the checkpoint's constants.
-      projected: the pooled state goes through the visual projection
-        (CLIPVisionModelWithProjection).
-      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
-        subtree per block.
-      remat: recompute blocks in the backward pass.
       dtype: of matrix products and of the result; norms, softmax and the residual stream are
         float32.
     """
 
     config: ClipVisionConfig
-    scan: bool = False
-    remat: bool = False
     dtype: Any = jnp.float32
-    projected: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """images [B, image_size, image_size, 3] -> (states [B, 1 + grid^2, D], pooled [B, D or
+        """images [B, image_size, image_size, 3] -> (states [B, 1 + grid^2, D], pooled [B,
         projection_dim]).
 
-        pooled is the normalised state of the class token; the states are not normalised, as in
-        Transformers.
+        pooled is the projection of the class token's normalised state; the states are not
+        normalised, as in Transformers.
         """
         c = self.config
         batch, side, grid, width = images.shape[0], c.patch_size, c.grid, c.hidden_size
@@ -126,27 +119,22 @@ class ClipVisionModel(nn.Module):
             'layers',
             x,
             0.0,
-            scan=self.scan,
-            remat=self.remat,
+            scan=True,
+            remat=True,
             config=c,
             batch=batch,
             dtype=self.dtype,
         )
         x = x.reshape(batch, -1, width)
         pooled = LayerNorm(c.layer_norm_eps, name='post_norm')(x[:, 0]).astype(self.dtype)
-        if self.projected:
-            projection = self.param(
-                'visual_projection',
-                nn.initializers.lecun_normal(),
-                (width, c.projection_dim),
-                jnp.float32,
-            )
-            pooled = pooled @ projection.astype(self.dtype)
-        return x.astype(self.dtype), pooled
+        projection = self.param(
+            'visual_projection', kernel_init, (width, c.projection_dim), jnp.float32
+        )
+        return x.astype(self.dtype), pooled @ projection.astype(self.dtype)
 
 
-def weight_rules(scan: bool) -> list[Rule]:
-    """The table of Transformers' CLIPVisionModel checkpoint; scanned blocks stack over their index.
+def weight_rules() -> list[Rule]:
+    """The table of Transformers' CLIPVisionModelWithProjection checkpoint.
 
     As for the text tower, released checkpoints have a prefix ('vision_model.') before every key
     except the projection's.
@@ -159,5 +147,5 @@ def weight_rules(scan: bool) -> list[Rule]:
         Rule('embeddings.position_embedding.weight', 'position_embedding'),
         *norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
         *norm_rules('post_layernorm', 'post_norm'),
-        *block_rules(scan),
+        *block_rules(scan=True),
     ]

@@ -145,9 +145,13 @@ def _said(hint: Any) -> str:
     return 'a finite number' if hint is float else getattr(hint, '__name__', str(hint))
 
 
-def check_positive(config, name: str, *keys: str) -> None:
-    """Raises ValueError unless every named field is a positive integer."""
-    for key in keys:
-        value = getattr(config, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f'{name}: {key} must be a positive integer, got {value!r}')
+def check_positive(config, name: str, zero: Collection[str] = ()) -> None:
+    """Raises ValueError unless every field of type `int` or `int | None` is a positive integer (or
+    None); those in `zero` may be 0.
+    """
+    for field in dataclasses.fields(config):
+        if field.type not in (int, int | None):
+            continue
+        value, low = getattr(config, field.name), 0 if field.name in zero else 1
+        if not _fits(value, field.type) or (value is not None and value < low):
+            raise ValueError(f'{name}: {field.name} must be an integer >= {low}, got {value!r}')

@@ -1,5 +1,5 @@
-"""What the encoders, CLIP's two towers and T5, share: attention with an additive bias, and a stack
-of equal blocks.
+"""What the encoders share: attention with an additive bias, and the stack of equal blocks of CLIP's
+two towers.
 """
 
 from typing import Any

@@ -11,7 +11,7 @@ from flax import linen as nn
 from densegrpo_jax.networks import attention, layers, mmdit
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
-from densegrpo_jax.networks.config_json import read_config
+from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     Attention,
     JointBlock,
@@ -48,22 +48,7 @@ class FluxConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'axes_dims_rope', tuple(self.axes_dims_rope))
-        for field in dataclasses.fields(self):
-            value, low = (
-                getattr(self, field.name),
-                0 if field.name in ('num_layers', 'num_single_layers') else 1,
-            )
-            if field.type is int and (type(value) is not int or value < low):
-                raise ValueError(
-                    f'transformer config: {field.name} must be an integer >= {low}, got {value!r}'
-                )
-        if self.out_channels is not None and (
-            type(self.out_channels) is not int or self.out_channels < 1
-        ):
-            raise ValueError(
-                'transformer config: out_channels must be null or a positive integer, got '
-                f'{self.out_channels!r}'
-            )
+        check_positive(self, 'transformer config', zero=('num_layers', 'num_single_layers'))
         if self.patch_size != 1:
             raise ValueError(
                 f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs '
@@ -102,14 +87,11 @@ class SingleBlock(nn.Module):
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
-    kernel_init: Any
     attend: Attend = attention.xla
 
     @nn.compact
     def __call__(self, x, cond, rope):
-        shift, scale, gate = Modulation(
-            3, self.adapters, self.dtype, self.kernel_init, name='norm'
-        )(cond)
+        shift, scale, gate = Modulation(3, self.adapters, self.dtype, name='norm')(cond)
         normed = modulated_norm(x, shift, scale, self.dtype)
         hidden = layers.gelu(
             layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed)
@@ -125,7 +107,8 @@ class SingleBlock(nn.Module):
 
 
 class FluxTransformer(Network):
-    """The velocity network of FLUX.1.
+    """The velocity network of FLUX.1. Fresh modulation and output layers are zero (adaLN-zero,
+    arXiv:2212.09748), so a fresh network predicts 0.
 
     Attributes:
       config: the checkpoint's constants.
@@ -135,8 +118,6 @@ class FluxTransformer(Network):
         nothing), 'dots' (keep the products with weights), 'attention' (keep the attention output).
       lora: adapters, or None.
       dtype: of matrix products and of the residual stream.
-      zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so
-        a fresh network predicts 0; False draws them like all other layers.
       attend: the implementation of attention, see `networks.attention`.
     """
 
@@ -145,7 +126,6 @@ class FluxTransformer(Network):
     remat: str = 'none'
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
-    zero_init: bool = True
     attend: Attend = attention.xla
 
     COLUMN = (*mmdit.COLUMN, 'x_embedder', 'context_embedder', 'proj_mlp')
@@ -175,7 +155,6 @@ class FluxTransformer(Network):
                 f'guidance_embeds={config.guidance_embeds}'
             )
         adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
-        init = nn.initializers.zeros if self.zero_init else layers.kernel_init
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, name=name
         )
@@ -193,7 +172,6 @@ class FluxTransformer(Network):
             heads=config.num_attention_heads,
             adapters=adapters,
             dtype=self.dtype,
-            kernel_init=init,
             attend=self.attend,
         )
         compiled = dict(scan=self.scan, remat=self.remat)
@@ -221,11 +199,10 @@ class FluxTransformer(Network):
         x = joined[:, text.shape[1] :]
         layers.keep_hidden(self, x)
 
-        scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
+        scale, shift = Modulation(2, adapters, self.dtype, name='norm_out')(cond)
         x = modulated_norm(x, shift, scale, self.dtype)
-        return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(
-            jnp.float32
-        )
+        channels = config.out_channels or config.in_channels
+        return dense(channels, 'proj_out', nn.initializers.zeros)(x).astype(jnp.float32)
 
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of

@@ -52,21 +52,7 @@ class Flux2Config:
 
     def __post_init__(self):
         object.__setattr__(self, 'axes_dims_rope', tuple(self.axes_dims_rope))
-        check_positive(
-            self,
-            NAME,
-            'in_channels',
-            'attention_head_dim',
-            'num_attention_heads',
-            'joint_attention_dim',
-            'timestep_guidance_channels',
-            *(['out_channels'] if self.out_channels is not None else []),
-        )
-        for key in ('num_layers', 'num_single_layers'):
-            if type(getattr(self, key)) is not int or getattr(self, key) < 0:
-                raise ValueError(
-                    f'{NAME}: {key} must be an integer >= 0, got {getattr(self, key)!r}'
-                )
+        check_positive(self, NAME, zero=('num_layers', 'num_single_layers'))
         if self.timestep_guidance_channels % 2:
             raise ValueError(
                 f'{NAME}: timestep_guidance_channels={self.timestep_guidance_channels} must be '
@@ -247,7 +233,7 @@ class Flux2Transformer(Network):
 
     Attributes:
       config: the checkpoint's constants.
-      scan, remat, lora, dtype, zero_init, attend: as in `FluxTransformer`.
+      scan, remat, lora, dtype, attend: as in `FluxTransformer`.
     """
 
     config: Flux2Config
@@ -255,7 +241,6 @@ class Flux2Transformer(Network):
     remat: str = 'none'
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
-    zero_init: bool = True
     attend: Attend = attention.xla
 
     COLUMN = (
@@ -291,7 +276,6 @@ class Flux2Transformer(Network):
                 f'guidance_embeds={config.guidance_embeds}'
             )
         adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
-        init = nn.initializers.zeros if self.zero_init else layers.kernel_init
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, use_bias=False, name=name
         )
@@ -303,7 +287,7 @@ class Flux2Transformer(Network):
         )
         cond = nn.silu(embed(timestep, guidance))
         modulation = lambda count, name: tuple(
-            Modulation(count, adapters, self.dtype, init, bias=False, name=name)(cond)
+            Modulation(count, adapters, self.dtype, bias=False, name=name)(cond)
         )
         x = dense(config.hidden_dim, 'x_embedder')(latents)
         text = dense(config.hidden_dim, 'context_embedder')(text)
@@ -342,9 +326,8 @@ class Flux2Transformer(Network):
 
         scale, shift = modulation(2, 'norm_out')
         x = modulated_norm(x, shift, scale, self.dtype)
-        return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(
-            jnp.float32
-        )
+        channels = config.out_channels or config.in_channels
+        return dense(channels, 'proj_out', nn.initializers.zeros)(x).astype(jnp.float32)
 
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of

@@ -113,16 +113,14 @@ class RMSNorm(nn.Module):
         )
 
 
-def timestep_embedding(t, dim=256, max_period=10000.0):
-    """[cos(t f), sin(t f)] with f_i = max_period^(-i / (dim / 2)); t [B] float32, up to thousands
-    -> [B, dim] float32.
+def timestep_embedding(t, dim=256):
+    """[cos(t f), sin(t f)] with f_i = 10000^(-i / (dim / 2)); t [B] float32, up to thousands ->
+    [B, dim] float32.
     """
     half = dim // 2
     # t f reaches thousands of radians, where the last bit of f matters: round the exponent to
     # float32 as the reference does.
-    exponent = (
-        np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    )
+    exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

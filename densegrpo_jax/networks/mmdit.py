@@ -86,7 +86,6 @@ class Modulation(nn.Module):
     count: int
     adapters: lora_lib.Adapters | None
     dtype: Any
-    kernel_init: Any
     bias: bool = True
 
     @nn.compact
@@ -95,7 +94,7 @@ class Modulation(nn.Module):
             self.count * cond.shape[-1],
             self.adapters,
             self.dtype,
-            self.kernel_init,
+            nn.initializers.zeros,
             self.bias,
             name='linear',
         )(cond)
@@ -197,7 +196,6 @@ class JointBlock(nn.Module):
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
-    kernel_init: Any
     qk_norm: bool = True
     dual: bool = False
     last: bool = False
@@ -208,7 +206,7 @@ class JointBlock(nn.Module):
         x, text = carry
 
         def modulation(count, name):
-            return Modulation(count, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
+            return Modulation(count, self.adapters, self.dtype, name=name)(cond)
 
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = modulation(
             9 if self.dual else 6, 'norm1'

@@ -38,8 +38,7 @@ class Qwen3Config:
     rope_theta: float = 10000.0
 
     def __post_init__(self):
-        whole = [f.name for f in dataclasses.fields(self) if f.type is int]
-        check_positive(self, NAME, *whole)
+        check_positive(self, NAME)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f'{NAME}: num_attention_heads={self.num_attention_heads} must be a multiple of '
@@ -202,15 +201,12 @@ class Qwen3Encoder(Network):
       layers: which states to return, as indices of Transformers' `hidden_states`: 0 is the
         embedding, k the result of k blocks, and the last one, num_hidden_layers, is normalised.
         Negative ones count from the end. What no chosen state depends on is not computed.
-      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
-        subtree per block.
       dtype: of matrix products and of the result; norms, softmax, rotation and the residual stream
         are float32.
     """
 
     config: Qwen3Config
     layers: tuple[int, ...] = (-1,)
-    scan: bool = False
     dtype: Any = jnp.float32
 
     COLUMN = ('[qkv]_proj', 'gate_proj', 'up_proj')
@@ -249,39 +245,19 @@ class Qwen3Encoder(Network):
         )(ids.reshape(-1)).astype(jnp.float32)
         inputs = (*causal_bias(mask.astype(bool)), rotary_tables(length, c.head_dim, c.rope_theta))
         states = {0: x}
-        if self.scan:
-
-            def step(block, carry, index):
-                x, kept = carry
-                x = block(x, *inputs)
-                hit = (np.array(chosen) == index + 1)[:, None, None]
-                return (x, jnp.where(hit, x, kept)), None
-
-            scanned = nn.scan(
-                step,
-                variable_axes={'params': 0},
-                split_rngs={'params': True},
-                length=c.num_hidden_layers,
-            )
-            kept = jnp.broadcast_to(x, (len(chosen), *x.shape))
-            (x, kept), _ = scanned(
-                Block(c, self.dtype, name='layers'), (x, kept), jnp.arange(c.num_hidden_layers)
-            )
-            states |= dict(zip(chosen, kept))
-        else:
-            for i in range(c.num_hidden_layers):
-                states[i + 1] = x = Block(c, self.dtype, name=f'layers_{i}')(x, *inputs)
+        for i in range(c.num_hidden_layers):
+            states[i + 1] = x = Block(c, self.dtype, name=f'layers_{i}')(x, *inputs)
         states[c.num_hidden_layers] = RMSNorm(c.rms_norm_eps, name='norm')(x)
         found = jnp.stack([states[k] for k in chosen], axis=1)
         return found.reshape(batch, length, len(chosen), c.hidden_size).astype(self.dtype)
 
 
-def weight_rules(scan: bool) -> list[Rule]:
-    """The table of Transformers' Qwen3ForCausalLM checkpoint (model.safetensors); scanned blocks
-    stack over their index. Its keys have a PREFIX, those of Qwen3Model have none. The head, which
-    may be tied to the embedding, is not read.
+def weight_rules() -> list[Rule]:
+    """The table of Transformers' Qwen3ForCausalLM checkpoint (model.safetensors). Its keys have a
+    PREFIX, those of Qwen3Model have none. The head, which may be tied to the embedding, is not
+    read.
     """
-    source, target = 'layers.{i}', 'layers' if scan else 'layers_{i}'
+    source, target = 'layers.{i}', 'layers_{i}'
     return [
         Rule('embed_tokens.weight', 'embed_tokens/embedding', 'embedding'),
         Rule('lm_head.weight', None),

@@ -51,9 +51,7 @@ class Sd3Config:
 
     def __post_init__(self):
         object.__setattr__(self, 'dual_attention_layers', tuple(self.dual_attention_layers))
-        check_positive(
-            self, 'transformer config', *(f.name for f in dataclasses.fields(self) if f.type is int)
-        )
+        check_positive(self, 'transformer config')
         if self.hidden_dim != self.caption_projection_dim:
             raise ValueError(
                 f'transformer config: caption_projection_dim={self.caption_projection_dim} must be '
@@ -167,7 +165,6 @@ class Sd3Transformer(Network):
     remat: str = 'none'
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
-    zero_init: bool = True
     attend: Attend = attention.xla
 
     COLUMN = (*mmdit.COLUMN, 'context_embedder')
@@ -189,7 +186,6 @@ class Sd3Transformer(Network):
         """
         c = self.config
         adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
-        init = nn.initializers.zeros if self.zero_init else layers.kernel_init
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, name=name
         )
@@ -205,7 +201,6 @@ class Sd3Transformer(Network):
             heads=c.num_attention_heads,
             adapters=adapters,
             dtype=self.dtype,
-            kernel_init=init,
             qk_norm=c.qk_norm is not None,
             attend=self.attend,
         )
@@ -224,13 +219,13 @@ class Sd3Transformer(Network):
             )
 
         layers.keep_hidden(self, carry[0])
-        scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
+        scale, shift = Modulation(2, adapters, self.dtype, name='norm_out')(cond)
         channels, (batch, height, width, _), p = (
             c.out_channels or c.in_channels,
             latents.shape,
             c.patch_size,
         )
-        x = dense(p * p * channels, 'proj_out', init)(
+        x = dense(p * p * channels, 'proj_out', nn.initializers.zeros)(
             modulated_norm(carry[0], shift, scale, self.dtype)
         ).astype(jnp.float32)
         x = x.reshape(batch, height // p, width // p, p, p, channels).transpose(0, 1, 3, 2, 4, 5)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, check_positive, read_config
-from densegrpo_jax.networks.encoder_layers import attention, run_blocks
+from densegrpo_jax.networks.encoder_layers import attention
 from densegrpo_jax.networks.layers import Dense, RMSNorm
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
@@ -38,18 +38,7 @@ class T5Config:
     feed_forward_proj: str = 'relu'
 
     def __post_init__(self):
-        check_positive(
-            self,
-            'T5 config',
-            'vocab_size',
-            'd_model',
-            'd_kv',
-            'd_ff',
-            'num_layers',
-            'num_heads',
-            'relative_attention_num_buckets',
-            'relative_attention_max_distance',
-        )
+        check_positive(self, 'T5 config')
         if self.feed_forward_proj not in _FEED_FORWARD:
             raise ValueError(
                 f'T5 config: feed_forward_proj={self.feed_forward_proj!r} is not supported, '
@@ -159,7 +148,7 @@ class Block(nn.Module):
         x = x + FeedForward(self.config, self.dtype, name='DenseReluDense')(
             norm('layer_norm_1')
         ).astype(jnp.float32)
-        return x, None
+        return x
 
 
 class T5Encoder(Network):
@@ -167,9 +156,6 @@ class T5Encoder(Network):
 
     Attributes:
       config: the checkpoint's constants.
-      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
-        subtree per block.
-      remat: recompute blocks in the backward pass.
       dtype: of matrix products and of the result; norms, biases, softmax and the residual stream
         are float32.
 
@@ -178,8 +164,6 @@ class T5Encoder(Network):
     """
 
     config: T5Config
-    scan: bool = False
-    remat: bool = False
     dtype: Any = jnp.float32
 
     COLUMN = ('SelfAttention/[qkv]', 'wi(_[01])?')
@@ -218,27 +202,16 @@ class T5Encoder(Network):
         )
         bias = table(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
 
-        x, _ = run_blocks(
-            Block,
-            c.num_layers,
-            'block',
-            x.astype(jnp.float32),
-            bias,
-            scan=self.scan,
-            remat=self.remat,
-            config=c,
-            batch=batch,
-            dtype=self.dtype,
-        )
+        x = x.astype(jnp.float32)
+        for i in range(c.num_layers):
+            x = Block(c, batch, self.dtype, name=f'block_{i}')(x, bias)
         x = RMSNorm(c.layer_norm_epsilon, name='final_layer_norm')(x)
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
 
-def weight_rules(scan: bool) -> list[Rule]:
-    """The table of Transformers' T5EncoderModel checkpoint (model.safetensors); scanned blocks
-    stack over their index.
-    """
-    source, target = 'encoder.block.{i}.layer', 'block' if scan else 'block_{i}'
+def weight_rules() -> list[Rule]:
+    """The table of Transformers' T5EncoderModel checkpoint (model.safetensors)."""
+    source, target = 'encoder.block.{i}.layer', 'block_{i}'
     return [
         Rule('shared.weight', 'shared/embedding', 'embedding'),
         Rule('encoder.embed_tokens.weight', None),  # tied to shared.weight; some files hold both

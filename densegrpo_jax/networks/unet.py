@@ -43,17 +43,7 @@ class UnetConfig:
     def __post_init__(self):
         for name in ('down_block_types', 'up_block_types', 'block_out_channels'):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_positive(
-            self,
-            'unet config',
-            'sample_size',
-            'in_channels',
-            'out_channels',
-            'layers_per_block',
-            'norm_num_groups',
-            'cross_attention_dim',
-            'attention_head_dim',
-        )
+        check_positive(self, 'unet config')
         count = len(self.block_out_channels)
         if len(self.down_block_types) != count or len(self.up_block_types) != count:
             raise ValueError(

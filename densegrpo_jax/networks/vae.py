@@ -36,15 +36,7 @@ class VaeConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'block_out_channels', tuple(self.block_out_channels))
-        check_positive(
-            self,
-            'VAE config',
-            'in_channels',
-            'out_channels',
-            'layers_per_block',
-            'latent_channels',
-            'norm_num_groups',
-        )
+        check_positive(self, 'VAE config')
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(

@@ -38,7 +38,7 @@ class Flux2VaeConfig:
     patch_size: tuple[int, ...] = (2, 2)
 
     def __post_init__(self):
-        check_positive(self, NAME, 'in_channels', 'out_channels', 'latent_channels')
+        check_positive(self, NAME)
         if tuple(self.patch_size) != (2, 2):
             raise ValueError(
                 f'{NAME}: patch_size={list(self.patch_size)} is not supported, expected [2, 2]'

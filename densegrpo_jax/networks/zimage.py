@@ -48,8 +48,7 @@ class ZImageConfig:
     axes_lens: tuple[int, ...] = (1024, 512, 512)
 
     def __post_init__(self):
-        whole = [f.name for f in dataclasses.fields(self) if f.type is int]
-        check_positive(self, NAME, *whole)
+        check_positive(self, NAME)
         if self.n_kv_heads != self.n_heads or self.dim % self.n_heads:
             raise ValueError(
                 f'{NAME}: n_kv_heads={self.n_kv_heads} must equal n_heads={self.n_heads}, which '
@@ -186,7 +185,6 @@ class Block(nn.Module):
     eps: float
     adapters: lora_lib.Adapters | None
     dtype: Any
-    kernel_init: Any
     attend: Attend = attention.xla
     modulated: bool = True
 
@@ -197,7 +195,7 @@ class Block(nn.Module):
             modulation = layers.Dense(
                 4 * x.shape[-1],
                 self.adapters,
-                kernel_init=self.kernel_init,
+                kernel_init=nn.initializers.zeros,
                 name='adaLN_modulation_0',
             )(cond)
             scale, gate, mlp_scale, mlp_gate = jnp.split(modulation[:, None], 4, axis=-1)
@@ -233,8 +231,8 @@ class ZImageTransformer(Network):
 
     Attributes:
       config: the checkpoint's constants.
-      scan, remat, lora, dtype, zero_init, attend: as in `FluxTransformer`; `attend` must take a
-        prefix of the keys (`attention.check_prefix`).
+      scan, remat, lora, dtype, attend: as in `FluxTransformer`; `attend` must take a prefix of
+        the keys (`attention.check_prefix`).
     """
 
     config: ZImageConfig
@@ -242,7 +240,6 @@ class ZImageTransformer(Network):
     remat: str = 'none'
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
-    zero_init: bool = True
     attend: Attend = attention.xla
 
     COLUMN = (
@@ -271,7 +268,7 @@ class ZImageTransformer(Network):
         """
         c = self.config
         adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
-        init = nn.initializers.zeros if self.zero_init else layers.kernel_init
+        zeros = nn.initializers.zeros
         batch, height, width, channels = latents.shape
         rows, columns, length = height // 2, width // 2, filled(text.shape[1])
         check_positions(c, length, rows, columns)
@@ -325,12 +322,7 @@ class ZImageTransformer(Network):
         )
 
         block = dict(
-            heads=c.n_heads,
-            eps=c.norm_eps,
-            adapters=adapters,
-            dtype=self.dtype,
-            kernel_init=init,
-            attend=self.attend,
+            heads=c.n_heads, eps=c.norm_eps, adapters=adapters, dtype=self.dtype, attend=self.attend
         )
         compiled = dict(scan=self.scan, remat=self.remat)
         x = stack(
@@ -365,11 +357,11 @@ class ZImageTransformer(Network):
         x = both[:, :tokens]
         layers.keep_hidden(self, x)
 
-        scale = layers.Dense(c.dim, adapters, kernel_init=init, name='final_modulation')(
+        scale = layers.Dense(c.dim, adapters, kernel_init=zeros, name='final_modulation')(
             nn.silu(cond)
         )
         x = (layers.layer_norm(x) * (1 + scale[:, None])).astype(self.dtype)
-        x = dense(4 * channels, 'final_layer', init)(x)
+        x = dense(4 * channels, 'final_layer', zeros)(x)
         x = x.reshape(batch, rows, columns, 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(latents.shape).astype(jnp.float32)
 

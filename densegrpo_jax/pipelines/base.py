@@ -8,6 +8,7 @@ predicts. `folder` lists the families, and opens and writes folders.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -16,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.classifier_free import ALWAYS, guided_velocity
+from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import PROBE, Attend
 from densegrpo_jax.networks.layers import HIDDEN
 from densegrpo_jax.networks.lora import COLLECTION
 from densegrpo_jax.networks.network import Network, sharding_rules
+from densegrpo_jax.pipelines.packing import token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
 from densegrpo_jax.runtime.sharding import Rule
@@ -147,7 +150,8 @@ class Pipeline:
 
     def sigmas(self, num_steps: int, height: int, width: int) -> np.ndarray:
         """Grid [num_steps + 1] that the Diffusers pipeline uses for this size."""
-        raise NotImplementedError
+        tokens = math.prod(token_grid(height, width))
+        return sigmas_from_scheduler(self.scheduler, num_steps, tokens)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Shape of one image's latents."""
@@ -228,11 +232,11 @@ class Pipeline:
 
     def spatial(self, latents: jax.Array, height: int, width: int) -> jax.Array:
         """Latents in the autoencoder's layout, [B, height / 8, width / 8, C]."""
-        raise NotImplementedError
+        return latents
 
     def from_spatial(self, z: jax.Array, height: int, width: int) -> jax.Array:
         """The inverse of `spatial`."""
-        raise NotImplementedError
+        return z
 
     def to_vae(self, params: dict, latents: jax.Array, height: int, width: int) -> jax.Array:
         """Latents at the end of a grid as the autoencoder decodes them: in its layout and scale."""
@@ -262,8 +266,15 @@ class Pipeline:
         raise NotImplementedError
 
     def example_inputs(self, name: str) -> tuple:
-        """Blank arguments that initialise a component; their sizes do not matter."""
-        raise NotImplementedError
+        """Blank arguments that initialise a component; their sizes do not matter. Every family has
+        its own for the transformer.
+        """
+        if name == 'vae':
+            side = 2 * self.vae.config.downscale
+            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
+        (encoder,) = (e for e in self.TEXT_ENCODERS if e.component == name)
+        ids, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+        return (ids,) if encoder.thinking is None else (ids, mask)
 
     def velocity_fn(
         self,

@@ -111,7 +111,7 @@ class Clip:
         """The table of Transformers' CLIPModel checkpoint; without a text tower its keys are known
         and ignored.
         """
-        vision = clip_vision.weight_rules(self.vision.scan)
+        vision = clip_vision.weight_rules()
         rules = _inside('vision_model', vision)
         if self.text is None:
             return [*rules, Rule(r'{p:text_model\..+|text_projection\.weight|logit_scale}', None)]
@@ -156,14 +156,18 @@ def read_clip(
             f'{processor}: images of {spec.crop_size} pixels (crop_size), and {folder} takes '
             f'{vision.image_size} (image_size)'
         )
-    # remat changes nothing but gradients
-    options = dict(scan=True, remat=True, dtype=dtype, projected=True)
     tower = tokenizer = None
     if text:
-        tower = ClipTextModel(ClipTextConfig.from_json(config.tower('text_config')), **options)
+        tower = ClipTextModel(
+            ClipTextConfig.from_json(config.tower('text_config')),
+            scan=True,
+            remat=True,  # changes nothing but gradients
+            dtype=dtype,
+            projected=True,
+        )
         tokenizer = _load_tokenizer(processor, tower.config)
     spec = dataclasses.replace(spec, geometry=geometry)
-    return Clip(tower, ClipVisionModel(vision, **options), spec, tokenizer)
+    return Clip(tower, ClipVisionModel(vision, dtype), spec, tokenizer)
 
 
 def check_params(clip: Clip, source: pathlib.Path) -> None:
@@ -195,7 +199,7 @@ def _layout(clip: Clip, source: pathlib.Path) -> dict:
     if not source.is_file():
         return {'rules': clip.weight_rules()}
     return {
-        'rules': open_clip.weight_rules(clip.vision.scan),
+        'rules': open_clip.weight_rules(),
         'layout': open_clip.split_attention,
         'prefix': open_clip.PREFIX,
     }

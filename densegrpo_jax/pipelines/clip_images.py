@@ -53,7 +53,7 @@ class ImageSpec:
     geometry: str = 'transformers'
 
     def __post_init__(self):
-        check_positive(self, 'CLIP preprocessor config', 'size', 'crop_size')
+        check_positive(self, 'CLIP preprocessor config')
         if self.size < self.crop_size:
             raise ValueError(
                 f'CLIP preprocessor config: size={self.size} is smaller than '

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, flux, t5, vae
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.pipelines.packed import PackedPipeline
-from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
+from densegrpo_jax.pipelines.packing import latent_image_ids
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
 
@@ -65,10 +64,6 @@ class FluxPipeline(PackedPipeline):
             'text_encoder_2': t5.T5Encoder(t5.T5Config.from_json(configs['text_encoder_2'])),
         }
 
-    def sigmas(self, num_steps, height, width):
-        rows, cols = token_grid(height, width)
-        return sigmas_from_scheduler(self.scheduler, num_steps, rows * cols)
-
     def encode(self, params: dict, clip_ids: jax.Array, t5_ids: jax.Array) -> Conditioning:
         """T5 sees the padding, as in Diffusers, which passes no mask."""
         _, pooled = self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids)
@@ -104,23 +99,20 @@ class FluxPipeline(PackedPipeline):
             'transformer': flux.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae.weight_rules(),
             'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
-            'text_encoder_2': t5.weight_rules(self.modules['text_encoder_2'].scan),
+            'text_encoder_2': t5.weight_rules(),
         }
 
     def adapter_names(self):
         return flux.module_paths(self.transformer.config, self.transformer.scan)
 
     def example_inputs(self, name):
-        if name == 'transformer':
-            c = self.transformer.config
-            x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
-            pooled, s, position = (
-                jnp.zeros((1, c.pooled_projection_dim)),
-                jnp.zeros(1),
-                jnp.zeros((1, len(c.axes_dims_rope))),
-            )
-            return x, text, pooled, s, s if c.guidance_embeds else None, position, position
-        if name == 'vae':
-            side = self.vae.config.downscale * PATCH
-            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
-        return (jnp.zeros((1, 8), jnp.int32),)
+        if name != 'transformer':
+            return super().example_inputs(name)
+        c = self.transformer.config
+        x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
+        pooled, s, position = (
+            jnp.zeros((1, c.pooled_projection_dim)),
+            jnp.zeros(1),
+            jnp.zeros((1, len(c.axes_dims_rope))),
+        )
+        return x, text, pooled, s, s if c.guidance_embeds else None, position, position

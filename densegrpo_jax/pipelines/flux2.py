@@ -13,7 +13,7 @@ from densegrpo_jax.networks import flux2, qwen3, vae_flux2
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.pipelines.packed import PackedPipeline
-from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
+from densegrpo_jax.pipelines.packing import latent_image_ids, token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
 
@@ -163,18 +163,15 @@ class Flux2KleinPipeline(PackedPipeline):
         return {
             'transformer': flux2.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae_flux2.weight_rules(),
-            'text_encoder': qwen3.weight_rules(self.modules['text_encoder'].scan),
+            'text_encoder': qwen3.weight_rules(),
         }
 
     def adapter_names(self):
         return flux2.module_paths(self.transformer.config, self.transformer.scan)
 
     def example_inputs(self, name):
-        if name == 'transformer':
-            c = self.transformer.config
-            x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
-            return x, text, jnp.zeros(1), None, (jnp.zeros((2, c.attention_head_dim)),) * 2
-        if name == 'vae':
-            side = self.vae.config.downscale * PATCH
-            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
-        return jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+        if name != 'transformer':
+            return super().example_inputs(name)
+        c = self.transformer.config
+        x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
+        return x, text, jnp.zeros(1), None, (jnp.zeros((2, c.attention_head_dim)),) * 2

@@ -142,11 +142,8 @@ class Sd15Pipeline(Pipeline):
         return unet.module_paths(self.transformer.config)
 
     def example_inputs(self, name):
-        if name == 'transformer':
-            c = self.transformer.config
-            x = jnp.zeros((1, c.downscale, c.downscale, c.in_channels))
-            return x, jnp.zeros((1, 1, c.cross_attention_dim)), jnp.zeros(1)
-        if name == 'vae':
-            side = 2 * self.vae.config.downscale
-            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
-        return (jnp.zeros((1, 8), jnp.int32),)
+        if name != 'transformer':
+            return super().example_inputs(name)
+        c = self.transformer.config
+        x = jnp.zeros((1, c.downscale, c.downscale, c.in_channels))
+        return x, jnp.zeros((1, 1, c.cross_attention_dim)), jnp.zeros(1)

@@ -123,37 +123,24 @@ class Sd3Pipeline(Pipeline):
         rows, columns, _ = self.latent_shape(height, width)
         return rows * columns // self.transformer.config.patch_size**2
 
-    def spatial(self, latents, height, width):
-        return latents
-
-    def from_spatial(self, z, height, width):
-        return z
-
     def weight_rules(self):
-        rules = {
+        return {
             'transformer': sd3.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae.weight_rules(),
+            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
+            'text_encoder_2': clip_text.weight_rules(self.modules['text_encoder_2'].scan),
+            'text_encoder_3': t5.weight_rules(),
         }
-        for name, kind in (
-            ('text_encoder', clip_text),
-            ('text_encoder_2', clip_text),
-            ('text_encoder_3', t5),
-        ):
-            rules[name] = kind.weight_rules(self.modules[name].scan)
-        return rules
 
     def adapter_names(self):
         return sd3.module_paths(self.transformer.config, self.transformer.scan)
 
     def example_inputs(self, name):
-        if name == 'transformer':
-            c = self.transformer.config
-            x, text = (
-                jnp.zeros((1, c.patch_size, c.patch_size, c.in_channels)),
-                jnp.zeros((1, 1, c.joint_attention_dim)),
-            )
-            return x, text, jnp.zeros((1, c.pooled_projection_dim)), jnp.zeros(1)
-        if name == 'vae':
-            side = self.vae.config.downscale * self.transformer.config.patch_size
-            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
-        return (jnp.zeros((1, 8), jnp.int32),)
+        if name != 'transformer':
+            return super().example_inputs(name)
+        c = self.transformer.config
+        x, text = (
+            jnp.zeros((1, c.patch_size, c.patch_size, c.in_channels)),
+            jnp.zeros((1, 1, c.joint_attention_dim)),
+        )
+        return x, text, jnp.zeros((1, c.pooled_projection_dim)), jnp.zeros(1)

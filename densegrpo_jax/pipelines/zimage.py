@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import attention, qwen3, vae, zimage
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
@@ -67,10 +65,6 @@ class ZImagePipeline(Pipeline):
             'text_encoder': qwen3.Qwen3Encoder(text, (TEXT_LAYER,), dtype=dtype),
         }
 
-    def sigmas(self, num_steps, height, width):
-        tokens = int(np.prod(token_grid(height, width)))
-        return sigmas_from_scheduler(self.scheduler, num_steps, tokens)
-
     def latent_shape(self, height, width):
         zimage.check_positions(
             self.transformer.config, self.text_tokens, *token_grid(height, width)
@@ -105,28 +99,19 @@ class ZImagePipeline(Pipeline):
         text = conditioning['context'], conditioning['mask']
         return lambda x, s: -self.apply_transformer(base, adapters, x, *text, 1 - s)
 
-    def spatial(self, latents, height, width):
-        return latents
-
-    def from_spatial(self, z, height, width):
-        return z
-
     def weight_rules(self):
         return {
             'transformer': zimage.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae.weight_rules(),
-            'text_encoder': qwen3.weight_rules(self.modules['text_encoder'].scan),
+            'text_encoder': qwen3.weight_rules(),
         }
 
     def adapter_names(self):
         return zimage.module_paths(self.transformer.config, self.transformer.scan)
 
     def example_inputs(self, name):
-        if name == 'transformer':
-            c = self.transformer.config
-            x, text = jnp.zeros((1, 2, 2, c.in_channels)), jnp.zeros((1, 2, c.cap_feat_dim))
-            return x, text, jnp.ones((1, 2), bool), jnp.zeros(1)
-        if name == 'vae':
-            side = 2 * self.vae.config.downscale
-            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
-        return jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+        if name != 'transformer':
+            return super().example_inputs(name)
+        c = self.transformer.config
+        x, text = jnp.zeros((1, 2, 2, c.in_channels)), jnp.zeros((1, 2, c.cap_feat_dim))
+        return x, text, jnp.ones((1, 2), bool), jnp.zeros(1)

@@ -129,11 +129,11 @@ def _numbers(values: list) -> list:
     return [_numbers(v) if isinstance(v, list) else math.nan if v is None else v for v in values]
 
 
-def group_sheet(path: pathlib.Path, batch: Batch, place: int, each: int = 4) -> None:
-    """The best and the worst of a group."""
+def group_sheet(path: pathlib.Path, batch: Batch, place: int) -> None:
+    """The four best and the four worst of a group."""
     scored = batch.rewards.terminal[place]
     order = [int(i) for i in np.argsort(-scored) if np.isfinite(scored[i])]
-    each = min(each, len(order) // 2)
+    each = min(4, len(order) // 2)
     if not each:
         return
     picked = [*order[:each], *order[-each:]]

@@ -78,7 +78,6 @@ class Checkpoints:
         configuration, adapters, ...).
       differences: (a checkpoint's fingerprint, ours) -> their differences; a checkpoint is restored
         only if there are none.
-      best_mode: 'max' or 'min': which scores are better.
       hosts: the processes that call every method of this class together, in the same order, on one
         shared folder. None: this process alone.
       read_only: for tools that read the folder of a run that may still be writing: creates, cleans
@@ -93,14 +92,11 @@ class Checkpoints:
         pinned: Sequence[int] = (),
         fingerprint: Mapping = {},
         differences: Differences = differing,
-        best_mode: str = 'max',
         hosts: Hosts | None = None,
         read_only: bool = False,
     ):
         if max_to_keep < 1:
             raise ValueError(f'max_to_keep must be at least 1, found {max_to_keep}.')
-        if best_mode not in ('max', 'min'):
-            raise ValueError(f"best_mode must be 'max' or 'min', found {best_mode!r}.")
         self.directory = pathlib.Path(directory).expanduser().absolute()
         if read_only and not self.directory.is_dir():
             raise FileNotFoundError(
@@ -109,7 +105,6 @@ class Checkpoints:
             )
         self._fingerprint = json.loads(json.dumps(fingerprint))
         self._differences = differences
-        self._best_of = max if best_mode == 'max' else min
         self._max_to_keep, self._pinned = max_to_keep, tuple(pinned)
         self._read_only, self._hosts = read_only, hosts or Hosts()
         self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, brief)
@@ -433,7 +428,7 @@ class Checkpoints:
 
     def _best(self, steps) -> int | None:
         scored = [step for step in sorted(steps, reverse=True) if step in self._scores]
-        return self._best_of(scored, key=self._scores.get, default=None)
+        return max(scored, key=self._scores.get, default=None)
 
     def _set_aside(self, step: int) -> None:
         if self._read_only:

@@ -165,14 +165,14 @@ def read_json(
     return parse_json(read_text(path), str(path), kind)
 
 
-def json_lines(path: str | pathlib.Path, what: str = '') -> Iterator[tuple[int, dict]]:
+def json_lines(path: str | pathlib.Path) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a file with one JSON object per line; blank lines are skipped.
 
     Raises:
       As `read_json`; with the line's number.
     """
     # not splitlines: JSON may hold U+2028 and other line separators unescaped
-    for number, line in enumerate(read_text(path, what).split('\n'), start=1):
+    for number, line in enumerate(read_text(path).split('\n'), start=1):
         if line.strip():
             yield number, parse_json(line, f'{path}:{number}')
 

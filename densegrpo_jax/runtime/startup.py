@@ -14,15 +14,14 @@ from densegrpo_jax.runtime.backends import BACKENDS, HEARTBEAT_SECONDS
 from densegrpo_jax.runtime.cores import cpu_cores
 
 
-def cpu_devices(batch: int, cores: int | None = None) -> int:
-    """Number of virtual CPU devices for a host with `cores` cores: the largest number up to `cores`
-    that divides `batch` rows.
+def cpu_devices(batch: int) -> int:
+    """Number of virtual CPU devices for this host: the largest number up to that of its cores that
+    divides `batch` rows.
 
     XLA runs most element-wise loops and convolutions of one CPU device on a single thread: two
     devices on two cores halve the time.
     """
-    cores = cpu_cores() if cores is None else cores
-    return max(d for d in range(1, max(1, min(cores, batch)) + 1) if batch % d == 0)
+    return max(d for d in range(1, max(1, min(cpu_cores(), batch)) + 1) if batch % d == 0)
 
 
 def start_devices(batch: int, count: int = 0) -> None:

@@ -101,21 +101,19 @@ def _ready(leaf) -> bool:
 
 
 @contextlib.contextmanager
-def handle_stop_signals(
-    signals=(signal.SIGTERM, signal.SIGINT), communicator: Communicator | None = None
-):
+def handle_stop_signals(communicator: Communicator | None = None):
     """Yields a StopRequest (of the `communicator`) that a stop signal sets; afterwards restores the
     previous handlers. Main thread only.
 
-    The second of `signals` has the system's default action, so that it works even while the process
-    is deep inside a compiler. SIGHUP and SIGUSR1 ask for a stop too but never end the process,
-    because they come in addition to those signals: systemd sends SIGHUP right after SIGTERM to the
-    processes of a closed session, and a supervisor (launch/supervise.sh) passes on as SIGUSR1 a
-    signal that the terminal has sent to both. An ignored SIGHUP (nohup) stays ignored. Afterwards
-    SIGUSR1 does nothing: a late one must not end the work that follows the save.
+    A second SIGTERM or SIGINT has the system's default action, so that it works even while the
+    process is deep inside a compiler. SIGHUP and SIGUSR1 ask for a stop too but never end the
+    process, because they come in addition to those signals: systemd sends SIGHUP right after
+    SIGTERM to the processes of a closed session, and a supervisor (launch/supervise.sh) passes on
+    as SIGUSR1 a signal that the terminal has sent to both. An ignored SIGHUP (nohup) stays ignored.
+    Afterwards SIGUSR1 does nothing: a late one must not end the work that follows the save.
     """
     stop = StopRequest(communicator)
-    previous = {}
+    signals, previous = (signal.SIGTERM, signal.SIGINT), {}
 
     def on_signal(number, frame):
         del frame

@@ -13,8 +13,6 @@ import numpy as np
 from densegrpo_jax.core.particles import ancestor_path, backward_log_weights
 from densegrpo_jax.search.loop import Particles, Walk
 
-POTENTIALS = ('difference', 'max', 'sum')
-
 
 class Weighting(NamedTuple):
     """How a pass weighs and resamples.

@@ -125,7 +125,6 @@ def search(
     prompts: list[Prompt],
     out: pathlib.Path,
     *,
-    restart: bool = False,
     given: np.ndarray | None = None,
 ) -> dict[int, dict]:
     """Prompt's index -> result. The primary process also writes it to `out`, and a later call
@@ -143,7 +142,7 @@ def search(
     budget = make_budget(session, 0 if given is None else len(given))
     o, seed = config.search, stream_key(config.seed, STREAM_SEARCH, 0)
     settings = _recorded(session, policy, prompts, given)
-    results = Results(out, settings, restart=restart) if session.hosts.primary else None
+    results = Results(out, settings) if session.hosts.primary else None
     done = np.full(len(prompts), np.nan, np.float32)
     spread = np.full(1, np.nan)
     if results is not None:

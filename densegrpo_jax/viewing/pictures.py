@@ -38,14 +38,13 @@ def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> pathlib
     return sheet
 
 
-def before_after(
-    workdir: pathlib.Path, first: int, last: int, pairs: int = 12
-) -> pathlib.Path | None:
-    """The same prompts and noise before (left) and after (right) training, in one PNG; None, and a
-    warning, if the images of an earlier start of the run are gone, damaged, or of other prompts.
+def before_after(workdir: pathlib.Path, first: int, last: int) -> pathlib.Path | None:
+    """Up to twelve prompts, with the same noise before (left) and after (right) training, in one
+    PNG; None, and a warning, if the images of an earlier start of the run are gone, damaged, or of
+    other prompts.
     """
     try:
-        before, after = _alike([_kept_images(workdir, step) for step in (first, last)], pairs)
+        before, after = _alike([_kept_images(workdir, step) for step in (first, last)], 12)
     except (OSError, ValueError) as error:
         logging.warning('before_after.png is left out: %s', error)
         (workdir / BEFORE_AFTER).unlink(missing_ok=True)  # one of an earlier end

@@ -57,36 +57,30 @@ def relative_error(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ('scan', 'shape'),
+    'shape',
     [
-        (
-            True,
-            dict(
-                hidden_size=24,
-                intermediate_size=40,
-                num_hidden_layers=3,
-                num_attention_heads=3,
-                image_size=28,
-                patch_size=7,
-            ),
+        dict(
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            image_size=28,
+            patch_size=7,
         ),
         # A last strip of pixels that no patch covers.
-        (
-            False,
-            dict(
-                hidden_size=16,
-                intermediate_size=24,
-                num_hidden_layers=2,
-                num_attention_heads=1,
-                image_size=30,
-                patch_size=14,
-                hidden_act='gelu',
-            ),
+        dict(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            image_size=30,
+            patch_size=14,
+            hidden_act='gelu',
         ),
     ],
     ids=['quick_gelu', 'gelu'],
 )
-def test_image_tower_equals_torch(scan, shape, tmp_path):
+def test_image_tower_equals_torch(shape, tmp_path):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     torch.manual_seed(0)
     reference = transformers.CLIPVisionModelWithProjection(
@@ -98,9 +92,7 @@ def test_image_tower_equals_torch(scan, shape, tmp_path):
             parameter.add_(0.2 * torch.randn_like(parameter))
     reference.save_pretrained(tmp_path)
     model = clip_vision.ClipVisionModel(
-        clip_vision.ClipVisionConfig.from_json(json.loads((tmp_path / 'config.json').read_text())),
-        scan=scan,
-        projected=True,
+        clip_vision.ClipVisionConfig.from_json(json.loads((tmp_path / 'config.json').read_text()))
     )
     images = (
         np.random.default_rng(0)
@@ -109,7 +101,7 @@ def test_image_tower_equals_torch(scan, shape, tmp_path):
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
     params = weights.load_weights(
-        tmp_path, clip_vision.weight_rules(scan), shapes, prefix='vision_model.'
+        tmp_path, clip_vision.weight_rules(), shapes, prefix='vision_model.'
     )
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

@@ -9,7 +9,6 @@ import pytest
 
 from densegrpo_jax.networks import qwen3
 from densegrpo_jax.pipelines.weights import files as weights
-from tests.networks.block_stacks import stack_blocks
 
 # text_encoder/config.json of FLUX.2-klein-4B: Qwen3-4B.
 KLEIN_JSON = {
@@ -87,12 +86,12 @@ def torch_model(overrides):
     return torch, model
 
 
-def load(folder, layers=(-1,), scan=False):
+def load(folder, layers=(-1,)):
     config = qwen3.Qwen3Config.from_json(json.loads((folder / 'config.json').read_text()))
-    model = qwen3.Qwen3Encoder(config, layers, scan=scan)
+    model = qwen3.Qwen3Encoder(config, layers)
     blank = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), blank, blank > 0)['params']
-    return model, weights.load_weights(folder, qwen3.weight_rules(scan), shapes, prefix='model.')
+    return model, weights.load_weights(folder, qwen3.weight_rules(), shapes, prefix='model.')
 
 
 def inputs(length, counts, side):
@@ -105,13 +104,12 @@ def inputs(length, counts, side):
     return np.where(mask, ids, 7).astype(np.int32), mask
 
 
-@pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
 @pytest.mark.parametrize('case', CASES)
-def test_equals_torch(case, scan, tmp_path):
+def test_equals_torch(case, tmp_path):
     overrides, layers, length, counts, side = CASES[case]
     torch, reference = torch_model(overrides)
     reference.save_pretrained(tmp_path)
-    model, params = load(tmp_path, layers, scan)
+    model, params = load(tmp_path, layers)
     ids, mask = inputs(length, counts, side)
     with torch.no_grad():
         states = reference(
@@ -144,14 +142,13 @@ def test_a_token_sees_no_later_token_and_no_padding(tmp_path):
     np.testing.assert_array_equal(after[1, :5], before[1, :5])
 
 
-@pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
-def test_saved_layout_is_that_of_torch(scan, tmp_path):
+def test_saved_layout_is_that_of_torch(tmp_path):
     _, reference = torch_model(GROUPED)
     reference.save_pretrained(tmp_path / 'theirs')
-    _, params = load(tmp_path / 'theirs', scan=scan)
+    _, params = load(tmp_path / 'theirs')
     weights.save_weights(
         tmp_path / 'ours',
-        qwen3.weight_rules(scan),
+        qwen3.weight_rules(),
         params,
         filename='model.safetensors',
         prefix='model.',
@@ -178,13 +175,6 @@ def test_layers_after_the_last_chosen_one_are_not_computed():
         return text.count(' dot(')
 
     assert 0 < products((1,)) * 4 == products((4,))
-
-
-def test_stacked_parameters_are_those_of_the_blocks(tmp_path):
-    _, reference = torch_model(SHARED)
-    reference.save_pretrained(tmp_path)
-    (_, blocks), (_, stack) = load(tmp_path), load(tmp_path, scan=True)
-    jax.tree.map(np.testing.assert_array_equal, stack_blocks(blocks, 'layers'), stack)
 
 
 def test_bfloat16_keeps_the_stream_and_the_norms_in_float32(tmp_path):

@@ -155,9 +155,7 @@ def test_adapters_reach_every_linear_layer():
         config = sd3.Sd3Config.from_json(shape)
         names = sd3.module_paths(config, scan)
         targets = ('attn.to_q', 'attn2.to_out.0', 'ff.net.2')
-        net = sd3.Sd3Transformer(
-            config, scan=scan, lora=lora.LoraConfig(2, 4.0, targets), zero_init=False
-        )
+        net = sd3.Sd3Transformer(config, scan=scan, lora=lora.LoraConfig(2, 4.0, targets))
         args = inputs(shape, 2, (4, 4), 3)
         shapes = jax.eval_shape(net.init, jax.random.key(0), *args)
         variables = random_tree(shapes)
@@ -177,6 +175,7 @@ def test_adapters_reach_every_linear_layer():
         (dict(qk_norm='layer_norm'), 'qk_norm'),
         (dict(caption_projection_dim=7), 'caption_projection_dim'),
         (dict(dual_attention_layers=[9]), 'dual_attention_layers'),
+        (dict(out_channels=0), 'out_channels'),
         (dict(colour=1), 'colour'),
         (dict(_class_name='Flux'), '_class_name'),
     ],

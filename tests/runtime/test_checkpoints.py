@@ -155,8 +155,8 @@ def test_keeps_the_newest_and_the_best(tmp_path):
         checkpoints.save(7, make_state(7), {}, score=0.95)
         checkpoints.wait_until_finished()
         assert checkpoints.steps() == [7] and checkpoints.best_step() == 7
-    with Checkpoints(tmp_path, best_mode='min') as checkpoints:
-        checkpoints.save(8, make_state(8), {}, score=0.1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(8, make_state(8), {}, score=0.99)
         assert checkpoints.best_step() == 7  # not before it is known to be whole
         checkpoints.wait_until_finished()
         assert checkpoints.best_step() == 8
@@ -756,8 +756,6 @@ def test_what_cannot_be_stored_is_refused(tmp_path, state, message):
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match='max_to_keep must be at least 1, found 0'):
         Checkpoints(tmp_path, max_to_keep=0)
-    with pytest.raises(ValueError, match="'max' or 'min', found 'best'"):
-        Checkpoints(tmp_path, best_mode='best')
     with pytest.raises(FileNotFoundError, match='No checkpoint folder .*absent'):
         Checkpoints(tmp_path / 'absent', read_only=True)
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match='JSON'):

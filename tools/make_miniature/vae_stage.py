@@ -40,13 +40,11 @@ def make_loss(vae, kl_weight: float):
     return loss_fn
 
 
-def latent_moments(
-    vae, params, images: np.ndarray, chunk: int = 64
-) -> tuple[np.ndarray, np.ndarray]:
+def latent_moments(vae, params, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [16] of the posterior mean over images and positions."""
     encode = jax.jit(lambda p, x: vae.apply({'params': p}, x, method='encode')[0])
     latents = np.concatenate(
-        [np.asarray(encode(params, images[i : i + chunk])) for i in range(0, len(images), chunk)]
+        [np.asarray(encode(params, images[i : i + 64])) for i in range(0, len(images), 64)]
     )
     return latents.mean((0, 1, 2)), latents.std((0, 1, 2))
 

@@ -26,7 +26,7 @@ def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def weight_rules(scan: bool) -> list[Rule]:
+def weight_rules() -> list[Rule]:
     """The table from the result of `split_attention` to the parameters of `clip.Clip`. Projections
     are not transposed here.
     """
@@ -45,10 +45,7 @@ def weight_rules(scan: bool) -> list[Rule]:
         *norm_rules('visual.ln_post', 'vision_model/post_norm'),
     ]
     for tower, ours in (('transformer', 'text_model'), ('visual.transformer', 'vision_model')):
-        source, target = (
-            f'{tower}.resblocks.{{i}}',
-            f'{ours}/layers' if scan else f'{ours}/layers_{{i}}',
-        )
+        source, target = f'{tower}.resblocks.{{i}}', f'{ours}/layers'
         rules += norm_rules(f'{source}.ln_{{p:[12]}}', f'{target}/layer_norm{{p}}')
         rules += linear_rules(
             f'{source}.attn.{{p:[qkv]_proj|out_proj}}', f'{target}/self_attn/{{p}}'
