@@ -24,27 +24,15 @@ from densegrpo_jax.training.run import run as train
 from tests import miniature
 from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs  # noqa: F401
-from tests.training.small_run import FEW, Brightness
+from tests.training.small_run import OVERRIDES, Brightness
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
+# The training is that of small_run.py, so that tests of both share its programs.
 SMALL = {
+    **OVERRIDES,
     'iterations': 1,
-    'model.height': 16,
-    'model.width': 32,
-    'lora.rank': 2,
-    'lora.alpha': 4.0,
-    'rollout.prompts': 2,
-    'rollout.group': 4,
-    'rollout.prompts_per_batch': 2,
-    'rollout.steps': 3,
-    'optim.microbatch': 16,
     'eval.every': 5,
-    'eval.batch': 4,
-    'eval.steps': 1,
-    'eval.shown': 4,
-    'data.train': FEW,
-    'data.eval_prompts': 4,
     'calibration.prompts': 4,
     'calibration.group': 2,
     'calibration.iterations': 3,
@@ -312,7 +300,8 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(
         for key in first
         if key.startswith(('gain', 'train/reward', 'train/loss', 'train/grad_norm'))
     )
-    np.testing.assert_array_equal(levels, [np.float32(document['psi'])] * 2)
+    # two batches of each
+    np.testing.assert_array_equal(levels, [np.float32(document['psi'])] * 4)
     assert not np.allclose(document['psi'], document['start'])
     other = {**document, 'psi': [value / 4 for value in document['psi']]}
     del other['format']

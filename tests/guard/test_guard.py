@@ -84,7 +84,7 @@ def config(folder, monkeypatch):
             'ema.decay': 0.0,
             'reward_workers': 1,
             'guard.on': True,
-            'guard.level': 0.1,
+            'guard.level': 0.01,
             'guard.prompts': 8,
             'guard.images': 2,
             'guard.kl_prompts': 0,

@@ -7,6 +7,7 @@ import threading
 import jax
 import pytest
 
+from densegrpo_jax.networks.names import FLUX_TARGETS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training import ahead
@@ -17,6 +18,7 @@ from tests.training.small_run import command, make_config, one_device, rows
 
 BRAKE = {'guard.on': True, 'guard.action': 'brake', 'guard.kl_prompts': 0}
 WINDOW = {'credit.rule': 'sparse', 'moving.steps': 'random_window', 'moving.width': 1}
+ALL = {'lora.targets': FLUX_TARGETS}
 PROGRAMS = ('jit(rollout)', 'jit(credit)', 'jit(update)')
 
 
@@ -38,7 +40,7 @@ def compiled():
     'changes, sizes',
     [
         pytest.param({'optim.updates': 2}, (2, 2, 2), id='mesh', marks=pytest.mark.slow),
-        pytest.param({**BRAKE, **WINDOW}, (1, 1, 1), id='more arguments'),
+        pytest.param({**BRAKE, **WINDOW, **ALL}, (1, 1, 1), id='more arguments'),
     ],
 )
 def test_each_is_compiled_once_and_ahead(folder, tmp_path, compiled, changes, sizes):
