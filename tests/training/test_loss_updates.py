@@ -176,20 +176,20 @@ def test_pair(pairs):
         'all': [(i, j) for j in range(GROUP) for i in range(j)],
         'neighbours': [(i, i + 1) for i in range(0, GROUP, 2)],
     }[pairs]
+    i, j = np.transpose(beside)
+    gap = advantage[:, i] - advantage[:, j]
 
     def loss(policy, used):
-        total = 0.0
+        total, there = 0.0, used.reshape(PROMPTS, GROUP)
+        both = there[:, i] & there[:, j]
+        share = there.sum(1) / np.maximum(both.sum(1), 1)  # of a prompt, to each of its pairs
         for k in range(TRAINED):
             moved = steps.log_prob(policy, k) - steps.log_prob(np.float64(START), k)
             moved = moved.reshape(PROMPTS, GROUP)
             held = jnp.clip(moved, -c.loss.clip_range, c.loss.clip_range)
-            for p, there in enumerate(used.reshape(PROMPTS, GROUP)):
-                pairs_used = [(i, j) for i, j in beside if there[i] and there[j]]
-                for i, j in pairs_used:
-                    gap, w = advantage[p, i] - advantage[p, j], 0.9**k
-                    free = (w * (moved[p, i] - moved[p, j]) - gap) ** 2
-                    bound = (w * (held[p, i] - held[p, j]) - gap) ** 2
-                    total += there.sum() / len(pairs_used) * jnp.maximum(free, bound)
+            free = (0.9**k * (moved[:, i] - moved[:, j]) - gap) ** 2
+            bound = (0.9**k * (held[:, i] - held[:, j]) - gap) ** 2
+            total += (share * jnp.where(both, jnp.maximum(free, bound), 0).sum(1)).sum()
         return total / (TRAINED * used.sum())
 
     with jax.enable_x64(True):
