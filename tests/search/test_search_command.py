@@ -38,6 +38,8 @@ from tests.training.small_run import make_config
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
 PROMPTS = [Prompt('a red sign'), Prompt('a green sign'), Prompt('a blue sign')]
+# Batches of two alone, which compile once.
+EVEN = [*PROMPTS, Prompt('a grey sign')]
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +50,7 @@ def session(tmp_path_factory):
         config.reward = {'pixels': {'weight': 1.0}}
     config.search.update(method='pg', nfe=18, particles=3, prompts=2, temperature=0.5)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    return load(check(config, mesh, needs=('schedule', 'reward')), [p.text for p in PROMPTS])
+    return load(check(config, mesh, needs=('schedule', 'reward')), [p.text for p in EVEN])
 
 
 def changed(session, **options):
@@ -61,7 +63,7 @@ def changed(session, **options):
 def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
     session, tmp_path, monkeypatch
 ):
-    whole = run.search(session, None, PROMPTS, tmp_path / 'whole')
+    whole = run.search(session, None, EVEN, tmp_path / 'whole')
     row = whole[0]
     assert (row['nfe'], row['images'], row['gradients']) == (15, 15, 0)
     assert len(row['candidates']) == 15 and row['candidates'][-1][3] == 15
@@ -70,7 +72,7 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
     assert [point[1] for point in row['curve']] == sorted(point[1] for point in row['curve'])
     assert 0 < row['diversity'] < 1
     made = sorted(path.name for path in (tmp_path / 'whole/images').iterdir())
-    assert made == [f'0000{i}{end}.png' for i in range(3) for end in ('', '_best')]
+    assert made == [f'0000{i}{end}.png' for i in range(4) for end in ('', '_best')]
     assert '| `total` |' in (tmp_path / 'whole/summary.md').read_text()
 
     # stopped after the first two prompts, and a line half written; in the words of version 0.1
@@ -83,49 +85,49 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
 
     monkeypatch.setattr(run.ProgressBar, 'update', update)
     with pytest.raises(Preempted):
-        run.search(session, None, PROMPTS, tmp_path / 'parts')
+        run.search(session, None, EVEN, tmp_path / 'parts')
     written = (tmp_path / 'parts' / FILE).read_text()
     assert written.count('"images"') == 2
     written = written.replace('"images"', '"pictures"')
     (tmp_path / 'parts' / FILE).write_text(written + '{"prompt": 2, "te')
     (tmp_path / 'parts/images').rename(tmp_path / 'parts/pictures')
-    again = run.search(session, None, PROMPTS, tmp_path / 'parts')
+    again = run.search(session, None, EVEN, tmp_path / 'parts')
     without_time = lambda rows: {
         i: {k: v for k, v in row.items() if k != 'seconds'} for i, row in rows.items()
     }
     assert without_time(again) == without_time(whole)
-    assert len(list((tmp_path / 'parts/images').iterdir())) == 6
+    assert len(list((tmp_path / 'parts/images').iterdir())) == 8
     lines = (tmp_path / 'parts' / FILE).read_text().splitlines()
     assert [set(json.loads(line)) & {'settings', 'spread', 'prompt'} for line in lines] == [
         {'settings'},
         {'spread'},
-        *[{'prompt'}] * 3,
+        *[{'prompt'}] * 4,
     ]
 
     # other settings are not mixed in
     with pytest.raises(ValueError, match=r'search of other settings \(search.nfe: 18, now 21'):
-        run.search(changed(session, nfe=21), None, PROMPTS, tmp_path / 'parts')
-    scenes = [dataclasses.replace(prompt, metadata={'tag': 'counting'}) for prompt in PROMPTS]
+        run.search(changed(session, nfe=21), None, EVEN, tmp_path / 'parts')
+    scenes = [dataclasses.replace(prompt, metadata={'tag': 'counting'}) for prompt in EVEN]
     with pytest.raises(ValueError, match='content of the prompts'):
         run.search(session, None, scenes, tmp_path / 'parts')
     with monkeypatch.context() as patch:
         patch.setitem(vars(session), 'base_digest', 'other')
         with pytest.raises(ValueError, match="weights of the base: .*, now 'other'"):
-            run.search(session, None, PROMPTS, tmp_path / 'parts')
+            run.search(session, None, EVEN, tmp_path / 'parts')
 
 
 def test_a_prompt_without_its_pictures_is_not_on_record(session, tmp_path, monkeypatch):
     def full(*args):
         raise OSError('no space left')
 
-    alone = changed(session, prompts=1)
     with monkeypatch.context() as patch:
         patch.setattr(run, 'draw', full)
         with pytest.raises(OSError, match='no space left'):
-            run.search(alone, None, PROMPTS, tmp_path)
+            run.search(session, None, EVEN, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert [[*line] for line in lines] == [['settings'], ['spread']]
     # measured with as many prompts at a time as are searched, and otherwise the same
+    alone = changed(session, prompts=1)
     opened = lambda of: Model(of, None, None, run.search_kernel_of(of.config))
     flows = []
     monkeypatch.setattr(Model, 'flow', lambda self, prompts: flows.append(len(prompts)))
