@@ -94,15 +94,19 @@ def phases(
     )
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
     arguments += process[:1]
-    sampled, *_ = jax.eval_shape(rollout, *arguments)
-
-    record = jax.tree.map(
-        lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
-    )
     update = make_update(pipeline, config, tx, mesh)
-    learned = state, params, pipeline.conditioning_shapes(r.prompts), negative, record
-    if config.guard.on and config.guard.action == BRAKE:
-        learned = *learned, jax.ShapeDtypeStruct((), np.float32)
+
+    def lower_update() -> Any:
+        # What it learns from is known from a traced rollout: only where it is asked for.
+        sampled, *_ = jax.eval_shape(rollout, *arguments)
+        record = jax.tree.map(
+            lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
+        )
+        learned = state, params, pipeline.conditioning_shapes(r.prompts), negative, record
+        if config.guard.on and config.guard.action == BRAKE:
+            learned = *learned, jax.ShapeDtypeStruct((), np.float32)
+        return update.lower(*learned)
+
     repeated = work.forward(schedule) if m.remat == 'full' else 0.0
 
     sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
@@ -123,7 +127,7 @@ def phases(
     return {
         **found,
         'rollout': Phase(partial(rollout.lower, *arguments), runs, work.rollout(every)),
-        'update': Phase(partial(update.lower, *learned), 1, work.update(schedule), repeated),
+        'update': Phase(lower_update, 1, work.update(schedule), repeated),
         'evaluation': Phase(
             partial(sampler.lower, *drawn),
             batches / config.eval.every,
