@@ -25,13 +25,15 @@ def test_latents_are_those_of_the_oracle_and_decode_to_the_same_image(name, tmp_
         mean = vae.encode(signed).latent_dist.mean
         decoded = vae.decode(mean).sample
     scaled = (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
-    latents = jax.jit(lambda x: pipeline.encode_images(params, x, height, width))(images)
+    encode = jax.jit(lambda p, x: pipeline.encode_images(p, x, height, width))
+    latents = encode(params, images)
     assert latents.shape[1:] == pipeline.latent_shape(height, width)
     z = np.asarray(pipeline.spatial(latents, height, width))
     np.testing.assert_allclose(z.transpose(0, 3, 1, 2), scaled, atol=2e-5)
     again = pipeline.from_spatial(z, height, width)
     np.testing.assert_allclose(again, latents, rtol=1e-6, atol=1e-7)
-    unit, finite = jax.jit(lambda z: pipeline.decode_float(params, z, height, width))(latents)
+    decode = jax.jit(lambda p, z: pipeline.decode_float(p, z, height, width))
+    unit, finite = decode(params, latents)
     expected = (decoded.numpy().transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
     np.testing.assert_allclose(unit, expected, atol=2e-5)
     assert np.asarray(finite).all()

@@ -52,10 +52,17 @@ def in_layout(layout, layers, pipeline, params):
     return lora_files.kohya_tensors(layers, widths, pipeline.ORIGINAL)
 
 
-def our_latents(pipeline, params, adapters, noise, guidance=1.0):
+DRAWN = {}  # programs by their pipelines, whose weights are arguments
+
+
+def our_latents(pipeline, params, adapters, noise):
+    def draw(base, adapters, conditioning, x):
+        velocity = pipeline.velocity_fn(base, adapters, conditioning, 1.0, *SIZE)
+        return ode_rollout(velocity, x, pipeline.sigmas(3, *SIZE))
+
+    program = DRAWN.setdefault(compiled.key_of(pipeline), jax.jit(draw))
     conditioning = compiled.encode(pipeline, params, [PROMPT])
-    velocity = pipeline.velocity_fn(params['transformer'], adapters, conditioning, guidance, *SIZE)
-    return np.asarray(jax.jit(lambda x: ode_rollout(velocity, x, pipeline.sigmas(3, *SIZE)))(noise))
+    return np.asarray(program(params['transformer'], adapters, conditioning, noise))
 
 
 def torch_latents(kind, folder, noise, lora=None):

@@ -88,14 +88,27 @@ def plain(opened):
 
 
 def networks(opened):
-    """(velocity, hidden states) of the base at both prompts' samples, outside a rollout."""
+    """(velocity, hidden states) of weights at both prompts' samples, outside a rollout."""
     pipeline, params = opened
     text = repeat_rows(compiled.encode(pipeline, params, PROMPTS), GROUP)
     options = (text, 1.5, *SIZE)
     return (
-        pipeline.velocity_fn(params['transformer'], None, *options),
-        pipeline.hidden_fn(params['transformer'], *options),
+        lambda params, *at: pipeline.velocity_fn(params['transformer'], None, *options)(*at),
+        lambda params, *at: pipeline.hidden_fn(params['transformer'], *options)(*at),
     )
+
+
+def with_slopes(scores, params):
+    """(x, s) -> (`scores(params, x, s)`, their gradients in x), by one program whose weights are
+    arguments: as constants they would take longer to compile.
+    """
+
+    def summed(x, params, s):
+        each = scores(params, x, s)
+        return each.sum(), each
+
+    program = jax.jit(jax.grad(summed, has_aux=True))
+    return lambda x, s: program(x, params, s)[::-1]
 
 
 def test_a_probe_moves_the_step_by_its_gradient_and_scores_states(opened, plain):
@@ -106,15 +119,16 @@ def test_a_probe_moves_the_step_by_its_gradient_and_scores_states(opened, plain)
     np.testing.assert_allclose(found.latents[:2], plain.latents[:2], atol=1e-5)  # up to 9 large
     _, hidden = networks(opened)
 
-    def scores(x, s):
+    def scores(params, x, s):
         s = jnp.full(len(x), s)
-        return hidden(x, s) @ inputs['hidden'] + 0.5 - s + 2 * s**2
+        return hidden(params, x, s) @ inputs['hidden'] + 0.5 - s + 2 * s**2
 
+    scored = with_slopes(scores, opened[1])
     for k in (1, 2):
-        expected = jax.jit(scores)(found.latents[k], sigmas[k])
+        expected, _ = scored(found.latents[k], sigmas[k])
         np.testing.assert_allclose(found.process[k], expected, rtol=1e-4, atol=1e-4)
     assert not found.process[[0, 3]].any()
-    gradient = jax.jit(jax.grad(lambda x: scores(x, sigmas[1]).sum()))(plain.latents[1])
+    _, gradient = scored(plain.latents[1], sigmas[1])
     moved = 2.0 * np.square(plain.std[1])[:, None, None] * gradient
     scale = np.abs(moved).max()
     np.testing.assert_allclose(found.latents[2] - plain.latents[2], moved, atol=1e-4 * scale)
@@ -130,16 +144,17 @@ def test_the_reward_of_the_prediction_has_its_gradient_through_decoder_and_netwo
     velocity, _ = networks(opened)
     colour = np.float32([0.9, 0.2, 0.2])
 
-    def scores(x, s):
+    def scores(params, x, s):
         s = jnp.full(len(x), s)
-        x0 = x - s[:, None, None] * velocity(x, s)
+        x0 = x - s[:, None, None] * velocity(params, x, s)
         image, _ = pipeline.decode_float(params, x0, *SIZE)
         return -2.0 * ((image.mean((1, 2)) - colour) ** 2).sum(-1)
 
+    scored = with_slopes(scores, params)
     for k in (1, 2):
-        expected = jax.jit(scores)(found.latents[k], sigmas[k])
+        expected, _ = scored(found.latents[k], sigmas[k])
         np.testing.assert_allclose(found.process[k], expected, rtol=1e-4, atol=1e-5)
-    gradient = jax.jit(jax.grad(lambda x: scores(x, sigmas[1]).sum()))(plain.latents[1])
+    _, gradient = scored(plain.latents[1], sigmas[1])
     moved = 2.0 * np.square(plain.std[1])[:, None, None] * gradient
     scale = np.abs(moved).max()
     assert scale > 1e-4
@@ -154,14 +169,16 @@ def test_differences_of_rewards_stand_for_the_gradient(opened, plain):
     found, *_ = sample(opened, **changes, **{'guide.scale': 200.0})
     velocity, _ = networks(opened)
     x, s = plain.latents[1], jnp.full(2 * GROUP, sigmas[1])
-    x0 = x - sigmas[1] * jax.jit(velocity)(x, s)
+    x0 = x - sigmas[1] * jax.jit(velocity)(params, x, s)
     keys = sample_keys(stream_key(0, 1, 0), jnp.arange(2), GROUP)
     colour, total = np.float32([0.9, 0.2, 0.2]), 0
-    reward = jax.jit(
-        lambda z: (
-            -2.0 * ((pipeline.decode_float(params, z, *SIZE)[0].mean((1, 2)) - colour) ** 2).sum(-1)
-        )
-    )
+
+    @jax.jit
+    def scores(params, z):
+        image, _ = pipeline.decode_float(params, z, *SIZE)
+        return -2.0 * ((image.mean((1, 2)) - colour) ** 2).sum(-1)
+
+    reward = lambda z: scores(params, z)
     for i in range(2):
         u = normal_rows(keys, 2 * len(sigmas) + 2 + i, x.shape[1:])
         slope = (reward(x0 + 0.1 * u) - reward(x0 - 0.1 * u)) / 0.2
@@ -268,17 +285,26 @@ def test_hidden_states_are_what_the_output_layer_sees(tmp_path, family):
     x = jax.random.normal(jax.random.key(0), (2, *pipeline.latent_shape(*size)))
     s = jnp.full(2, 0.5)
     options = text, 1.5, *size
-    hidden = jax.jit(pipeline.hidden_fn(params['transformer'], *options))
-    states = hidden(x, s)
+    base = params['transformer']
+
+    @jax.jit
+    def hidden(base, x):
+        network = pipeline.network_fn(base, None, *options)
+        return pipeline.hidden_fn(base, *options)(x, s), network(x, s)
+
+    states, plain = hidden(base, x)
     assert states.shape[0] == 2 and states.ndim == 2 and states.dtype == jnp.float32
-    moved = np.asarray(hidden(x.at[0].add(0.1), s) - states)
+    moved = np.asarray(hidden(base, x.at[0].add(0.1))[0] - states)
     assert np.abs(moved[0]).max() > 1e-4 and np.abs(moved[1]).max() < 1e-5  # rows are independent
     found = []
     keeping = dataclasses.replace(pipeline, sown=found, sows='hidden')
-    network = keeping.network_fn(params['transformer'], None, *options)
-    kept = jax.jit(lambda: (network(x, s), jax.tree.leaves(found.pop())))
-    plain = jax.jit(pipeline.network_fn(params['transformer'], None, *options))(x, s)
-    v, (of_positions,) = kept()
+
+    @jax.jit
+    def kept(base, x):
+        v = keeping.network_fn(base, None, *options)(x, s)
+        return v, jax.tree.leaves(found.pop())
+
+    v, (of_positions,) = kept(base, x)
     np.testing.assert_allclose(v, plain, atol=1e-6 * np.abs(plain).max())
     flat = np.asarray(of_positions, np.float32).reshape(2, -1, of_positions.shape[-1])
     np.testing.assert_allclose(states, flat.mean(1), atol=1e-4 * np.abs(flat).max())

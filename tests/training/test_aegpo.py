@@ -135,15 +135,14 @@ def test_the_probe_follows_the_policys_ode(folder, sizes):
     found, there = probe(params, full, text, None, key, places)
     assert found.shape == there.shape == (4, 4)
     options = text, config.model.guidance, 16, 32
-    policy = jax.jit(pipeline.probe_fn(params['transformer'], full, *options))
-    base = jax.jit(pipeline.probe_fn(params['transformer'], None, *options))
+    asked = jax.jit(lambda weights, *at: pipeline.probe_fn(weights, None, *options)(*at))
     keys = sample_keys(jax.random.wrap_key_data(key), places, 6).reshape(4, 6)[:, 0]
     x = normal_rows(keys, 0, pipeline.latent_shape(16, 32))  # of the group's first sample
     for k in range(4):
         s = jnp.full(4, sigmas[k])
-        v, entropy = policy(x, s)
+        v, entropy = asked(full, x, s)
         np.testing.assert_allclose(found[k], entropy, rtol=1e-4)
-        np.testing.assert_allclose(there[k], base(x, s)[1], rtol=1e-4)
+        np.testing.assert_allclose(there[k], asked(params['transformer'], x, s)[1], rtol=1e-4)
         x = x + (sigmas[k + 1] - sigmas[k]) * v
     assert np.abs(np.asarray(found) - there).min() > 1e-6
     same, unmoved = probe(params, None, text, None, key, places)
