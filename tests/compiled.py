@@ -4,7 +4,7 @@ import json
 
 import jax
 
-_encoders = {}
+_encoders, _decoders = {}, {}
 
 
 def key_of(pipeline, names=None):
@@ -25,5 +25,7 @@ def encode(pipeline, params, prompts):
 
 
 def decode(pipeline, params, latents, height, width):
-    """Pictures [B, H, W, 3] uint8, and which of them are finite [B]."""
-    return jax.jit(lambda p, z: pipeline.decode(p, z, height, width))(params, latents)
+    """Pictures [B, H, W, 3] uint8, and which of them are finite [B]; traced once as `encode`."""
+    decode = jax.jit(lambda p, z: pipeline.decode(p, z, height, width))
+    key = key_of(pipeline, ['vae']), height, width
+    return _decoders.setdefault(key, decode)({'vae': params['vae']}, latents)

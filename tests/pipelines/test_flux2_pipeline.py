@@ -12,7 +12,7 @@ import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline, save_pipeline
-from tests import miniature
+from tests import compiled, miniature
 
 PROMPTS = ['a neon sign that says "HELLO"', '', 'cat ' * 40]  # the last one is cut
 LENGTH = 24
@@ -60,7 +60,7 @@ def ours(folder, conditioned, height, width, steps, guidance, noise, *, scan=Fal
         negative=negative if pipeline.takes_negative(guidance) else None,
     )
     latents = ode_rollout(velocity, jnp.asarray(noise), pipeline.sigmas(steps, height, width))
-    images, finite = jax.jit(lambda z: pipeline.decode(params, z, height, width))(latents)
+    images, finite = compiled.decode(pipeline, params, latents, height, width)
     assert finite.all()
     # where Flux2KleinPipeline returns them: in the autoencoder's layout and scale
     return np.asarray(pipeline.to_vae(params, latents, height, width)), np.asarray(images)

@@ -11,7 +11,7 @@ import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline, save_pipeline
-from tests import miniature
+from tests import compiled, miniature
 from tests.qwen_folder import random_tokenizer
 
 PROMPTS = ['a neon sign that says "HELLO"', '', 'cat ' * 60]  # the last one is cut
@@ -111,7 +111,7 @@ def test_random_folder_makes_the_official_picture(
         )
         grid = pipeline.sigmas(steps, height, width)
         latents = ode_rollout(velocity, jnp.asarray(noise), grid)
-        images, finite = jax.jit(lambda z, p=pipeline: p.decode(params, z, height, width))(latents)
+        images, finite = compiled.decode(pipeline, params, latents, height, width)
         assert finite.all()
         assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
         error = np.mean((np.asarray(images, np.float64) - expected_images) ** 2)

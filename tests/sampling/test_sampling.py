@@ -101,9 +101,8 @@ def test_how_states_are_completed_changes_the_completions_alone(opened):
 def test_decoding_a_few_at_a_time_changes_nothing(opened, monkeypatch):
     pipeline, params = opened
     latents = jax.random.normal(jax.random.key(0), (2, 8, *pipeline.latent_shape(16, 32)))
-    expected, _ = jax.jit(lambda z: pipeline.decode(params, z, 16, 32))(
-        latents.reshape(16, *latents.shape[2:])
-    )
+    rows = latents.reshape(16, *latents.shape[2:])
+    expected, _ = compiled.decode(pipeline, params, rows, 16, 32)
     mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
     latents = jax.device_put(latents.at[1, 5, 0].set(np.nan), batch_sharding(mesh, 1))
     for rows in (4, 2, 1):  # of the four that each device has
