@@ -2,7 +2,8 @@
 
 A run makes its encoders, rollout, credit, update and evaluation anew, and traces and compiles them,
 also if the run before had the same configuration; so it does with the program that draws its first
-adapters, which are kept as they were drawn. Figures are kept too. A module whose tests make many
+adapters, which are kept as they were drawn, and with the trial of a method's parts, of which it is
+kept that they passed. Figures are kept too. A module whose tests make many
 runs of few configurations takes the fixture:
 
     from tests.programs import shared_programs
@@ -10,7 +11,8 @@ runs of few configurations takes the fixture:
     pytestmark = pytest.mark.usefixtures('shared_programs')
 
 A fixture of a module runs before it and opens `sharing()` itself. A test that changes what is
-traced, or brings code of its own, takes `own_programs`: its runs share among themselves alone.
+traced, or brings code of its own, takes `own_programs`: its runs share among themselves alone,
+apart from the programs of the networks, which no method changes.
 
 The programs are pure functions of what they are made from, which is their key here. Of the
 configuration that is what READ names, and a program is made from a configuration that has nothing
@@ -46,6 +48,7 @@ MAKERS = (
     (rounds, 'make_rollout'),
     (rounds, 'make_credit'),
     (run, 'make_update'),
+    (run, 'try_parts'),
     (run, 'make_sampler'),
     (evaluator, 'make_sampler'),
     (evaluate, 'make_sampler'),
@@ -71,6 +74,7 @@ READ = {
         *('credit.outcome_weight', 'credit.process_weight'),
         *('guard.on', 'guard.action', 'guard.brake'),
     ),
+    'try_parts': ('plan', 'credit', 'loss', *KERNEL, 'rollout.noise', 'rollout.group'),
 }
 KEPT = 12  # programs of each kind
 
@@ -95,25 +99,28 @@ def own_programs(monkeypatch):
 
 
 @contextlib.contextmanager
-def sharing():
-    """What the fixture `shared_programs` does, for fixtures of a module."""
+def sharing(*further):
+    """What the fixture `shared_programs` does, for fixtures of a module. further: as MAKERS has
+    them.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        _share(patch, _programs, own=False)
+        _share(patch, _programs, False, *further)
         yield
 
 
-def _share(monkeypatch, programs, own):
-    for module, name in MAKERS:
-        make = functools.partial(_shared, programs, own, name, getattr(module, name))
+def _share(monkeypatch, programs, own, *further):
+    for module, name in (*MAKERS, *further):
+        kept = _programs if READ[name] == NETWORK else programs
+        make = functools.partial(_shared, kept, own, name, getattr(module, name))
         monkeypatch.setattr(module, name, make)
     start = functools.partial(_started, programs, own, run.start_state)
     monkeypatch.setattr(run, 'start_state', start)
-    monkeypatch.setattr(conditioning, 'Encoder', _encoders(programs, conditioning.Encoder))
-    of_search = functools.partial(_searched, programs, searched._programs)
+    monkeypatch.setattr(conditioning, 'Encoder', _encoders(_programs, conditioning.Encoder))
+    of_search = functools.partial(_searched, _programs, searched._programs)
     monkeypatch.setattr(searched, '_programs', of_search)
-    curve = functools.partial(_curve, programs, report.curve)
+    curve = functools.partial(_curve, _programs, report.curve)
     monkeypatch.setattr(report, 'curve', curve)
-    monkeypatch.setattr(loop, 'draw', functools.partial(_psi, programs, loop.draw))
+    monkeypatch.setattr(loop, 'draw', functools.partial(_psi, _programs, loop.draw))
 
 
 def _shared(kept, own, name, make, *args):
@@ -124,6 +131,9 @@ def _shared(kept, own, name, make, *args):
     programs, key = kept[name], tuple(_key(read if a is config else a) for a in args)
     if name == 'make_update' and config.optim.decay != 'constant':
         key = *key, config.iterations  # by the optimiser
+    if name == 'try_parts':  # which are numbers to it
+        levels = [a.noise_levels for a in args if isinstance(a, Schedule)]
+        key = *key, *(np.asarray(each).tobytes() for each in levels)
     of = lambda: make(*(ConfigDict(read) if a is config else _read(a) for a in args))
     return _kept(programs, key, of)
 

@@ -18,6 +18,8 @@ from densegrpo_jax.sampling.state import init_state, optimiser
 from experiments.reproduction import probe, probe_drawing, probe_statistics
 from experiments.reproduction.measuring import with_overrides
 from tests import miniature
+from tests.programs import sharing
+from tests.training.small_run import FEW_LAYERS
 
 OVERRIDES = {
     'rollout.prompts': 2,
@@ -25,6 +27,7 @@ OVERRIDES = {
     'rollout.prompts_per_batch': 1,
     'rollout.steps': 3,
     'lora.rank': 2,
+    'lora.targets': FEW_LAYERS,
     'model.height': 16,
     'model.width': 32,
     'reward_workers': 1,
@@ -43,8 +46,8 @@ OPTIONS = {
 
 
 @pytest.fixture(scope='module', autouse=True)
-def few_draws():
-    with pytest.MonkeyPatch.context() as patch:
+def few_draws_and_programs():
+    with pytest.MonkeyPatch.context() as patch, sharing((probe, 'make_rollout')):
         patch.setattr(probe_statistics, 'DRAWS', 30)
         yield
 
