@@ -321,7 +321,8 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(
         for key in first
         if key.startswith(('gain', 'train/reward', 'train/loss', 'train/grad_norm'))
     )
-    np.testing.assert_array_equal(levels, [np.float32(document['psi'])] * 2)
+    # two batches of each
+    np.testing.assert_array_equal(levels, [np.float32(document['psi'])] * 4)
     assert not np.allclose(document['psi'], document['start'])
     other = {**document, 'psi': [value / 4 for value in document['psi']]}
     del other['format']

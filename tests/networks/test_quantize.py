@@ -302,7 +302,8 @@ def test_the_matrices_of_other_families_are_stored(opened, family, form):
     stored = base.stored(form)
     found = jax.tree_util.tree_leaves_with_path(stored, is_leaf=is_stored)
     assert {name_of(path) for path, leaf in found if is_stored(leaf)} == base.kernels
-    pairs = zip(*map(jax.tree.leaves, (dequantized(stored), base.plain)))
+    both = jax.device_get((dequantized(stored), base.plain))
+    pairs = zip(*map(jax.tree.leaves, both))
     moved = [apart(a, b) for a, b in pairs if (a != b).any()]
     assert len(moved) == len(base.kernels) and max(moved) < ERROR[form]
 

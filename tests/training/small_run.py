@@ -22,8 +22,9 @@ from densegrpo_jax.training.run import run
 ROOT = pathlib.Path(__file__).parents[2]
 FEW = str(pathlib.Path(__file__).with_name('prompts.txt'))  # of the 20,000 that tiny_ocr has
 JPEG = 'tests/training/tiny_jpeg.py'  # with a reward that starts at once
-# Three layers of a small FLUX. Recipes adapt all fifteen, which take much longer to compile:
-# test_ahead.py has such a run, and test_meshes.py compares such an iteration part by part.
+# Three layers of a small FLUX, which move its pictures most. Recipes adapt all fifteen, which take
+# much longer to compile: test_ahead.py has such a run, and test_meshes.py compares such an
+# iteration part by part.
 FEW_LAYERS = ('attn.to_v', 'attn.to_out.0')
 OVERRIDES = {
     'iterations': 3,

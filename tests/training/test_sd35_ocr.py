@@ -10,7 +10,7 @@ from configs import sd35_ocr
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.training.small_run import FEW, one_device
+from tests.training.small_run import FEW, FEW_LAYERS, one_device
 
 SMALL = {
     'iterations': 1,
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     'changes, calls',
     [
-        pytest.param({}, 2, id='cfg'),
+        pytest.param({'lora.targets': FEW_LAYERS}, 2, id='cfg'),
         pytest.param(
             {'loss.cfg': False, 'model.guidance': 1.5}, 2, id='sampling', marks=pytest.mark.slow
         ),
