@@ -18,7 +18,7 @@ A key of the command line that the method does not read is refused, as `--config
 with another rule than 'gae'; --unread=warn is for scripts that give one key to several methods.
 
 A run goes on only with the code of your own, rewards and parts of the method, that it began with,
-and with the servers' rewards; --own_code=warn lets it go on with mended code.
+and with the servers' rewards; --own_code=warn lets it go on with what is there now.
 
 --profile=5:2 traces iterations 5 and 6 with JAX's profiler, into WORKDIR/profile.
 """

@@ -32,7 +32,8 @@ class Record:
     """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, one line each, and the first
     images in FOLDER/images.
 
-    The first line holds the settings. A line that a stopped process left incomplete is dropped.
+    The first line holds the settings; where changed code was accepted, a later line holds those
+    from there on. A line that a stopped process left incomplete is dropped.
 
     Args:
       folder: created if absent.

@@ -190,7 +190,7 @@ def added(config, schedule: Schedule, each: SampleCost) -> str:
     kind = 'of the base' if config.guide.source == 'probe' else ''
     parts = [(c.evaluations, f'evaluations {kind}'), (c.gradients, 'gradients')]
     parts.append((c.images, 'images scored on the devices'))
-    text = ', '.join(f'{n:.3g} {what}'.strip() for n, what in parts if n)
+    text = ', '.join(f'{round(n, 2):g} {what}'.strip() for n, what in parts if n)
     return f'{told}; process reward {config.guide.source} at {schedule.guided}: {text}'
 
 

@@ -61,16 +61,16 @@ def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> tuple[int 
         found = [d for d in found if not (config.noise.calibrate and d.key == 'psi')]
         if found and all(map(identity.of_code, found)):
             raise CheckpointMismatch(
-                f'the run in {workdir} was trained with other code of your own, or of its reward '
-                f'servers ({identity.told(found)}). Go back to that code, give another --workdir, '
-                'or go on with the code as it is now: --own_code=warn'
+                f'the run in {workdir} was trained with other code of your own, or with reward '
+                f'servers of other code, settings or version ({identity.told(found)}). Go back to '
+                'those, give another --workdir, or go on with what is there now: --own_code=warn'
             )
         return found
 
     record = identity.record('training', config, _facts(checked, checked.schedule))
     done, made_with = _earlier(workdir, record, shapes, differences)
     changed = filter(identity.of_code, identity.differences('training', made_with, record))
-    if told := identity.told(changed):
+    if (told := identity.told(changed)) and done != config.iterations:
         logging.warning('goes on from iteration %d with other code of your own: %s', done, told)
     return done, told
 

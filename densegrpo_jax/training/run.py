@@ -140,7 +140,8 @@ def run(
     else:
         state, start, progress = restored.state, restored.step, Progress.of(restored.meta)
         del restored  # else it keeps these arrays for the whole run
-        progress.other_code += [[start, changed]] * bool(changed)
+        if changed and start < config.iterations:
+            progress.other_code += [[start, changed]]
         logging.info('continuing from iteration %d of %d', start, config.iterations)
 
     full_use = at_peak(session) if at_peak else None

@@ -130,18 +130,18 @@ def recorded(records: Records, run: Run) -> bool:
 
 
 def leave_out_earlier(records: Records, runs: Sequence[Run]) -> None:
-    """Takes runs that are to be made again because a user's own code has changed out of the tables,
-    so that no mean is one of both.
+    """Takes the runs of these variants, of all seeds, that were made before a user's own code has
+    changed out of the tables, so that no mean is one of both.
     """
-    for run in runs:
-        row = records.runs.get((run.variant, run.seed), {})
-        if row.get('own_code') and not _is_of(row, run):
-            logging.warning(
-                '%s, seed %s, was made with other code of your own: made again',
-                run.variant,
-                run.seed,
-            )
-            del records.runs[run.variant, run.seed], records.evaluations[run.variant, run.seed]
+    of = {run.variant: run for run in runs}
+    for (variant, seed), row in [*records.runs.items()]:
+        run, code = of.get(variant), row.get('own_code')
+        if run is None or not code or ANY_CODE in run.extra or code == run.own_code:
+            continue
+        logging.warning(
+            '%s, seed %s, was made with other code of your own: left out', variant, seed
+        )
+        del records.runs[variant, seed], records.evaluations[variant, seed]
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
