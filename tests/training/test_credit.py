@@ -61,7 +61,7 @@ def credit(
 ):
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
-    config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
+    config.credit.update(**{'combine': combine, 'std_eps': 0.0, 'clip': 100.0, **changes})
     sampled = sampled or rollout()
     batch, metrics = make_credit(config, schedule_of(sampled), weights=weights)(
         [sampled], total, np.ones(total.shape, bool) if valid is None else valid, ids, *single
