@@ -3,8 +3,8 @@
 A run makes its encoders, rollout, credit, update and evaluation anew, and traces and compiles them,
 also if the run before had the same configuration; so it does with the program that draws its first
 adapters, which are kept as they were drawn, and with the trial of a method's parts, of which it is
-kept that they passed. Figures are kept too. A module whose tests make many
-runs of few configurations takes the fixture:
+kept that they passed. Figures are kept too. A module whose tests make many runs of few
+configurations takes the fixture:
 
     from tests.programs import shared_programs
 

@@ -66,9 +66,8 @@ def ode_rollout(
 
     def step(x, row):
         s, zeros = jnp.full(x.shape[:1], row[0]), jnp.zeros_like(x)
-        return sde_step(
-            velocity_fn(x, s), x, s, row[1], 0.0, noise=zeros, kernel='ode'
-        ).sample, None
+        end = sde_step(velocity_fn(x, s), x, s, row[1], 0.0, noise=zeros, kernel='ode')
+        return end.sample, None
 
     rows = np.stack([grid[:-1], grid[1:]], axis=1)
     return jax.lax.scan(step, latent, rows)[0] if len(rows) else latent

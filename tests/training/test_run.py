@@ -121,9 +121,9 @@ def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
     moved_alike(found, expected, 1e-2)
 
 
-# tiny_ocr, in a process that sends itself a signal when it has begun to save a checkpoint.
 PLAIN = dict(unread='warn', own_code='refuse', profile=None)  # flags of the command
 
+# tiny_ocr, in a process that sends itself a signal when it has begun to save a checkpoint.
 INTERRUPTED = """
 import os
 from densegrpo_jax.runtime.checkpoints import Checkpoints
