@@ -218,7 +218,7 @@ def _key(value):
     if isinstance(value, Schedule):
         # The noise levels are an argument of the programs.
         arrays = (np.asarray(a).tolist() for a in (value.sigmas, *value.masks))
-        return json.dumps([*arrays]), value.plan, value.guided
+        return json.dumps([*arrays]), value.plan, value.guide_steps
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True, default=repr)
     if callable(getattr(value, 'update', None)):  # the optimiser, which the configuration decides

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from densegrpo_jax.config.guide_keys import SOURCES, guided
+from densegrpo_jax.config.guide_keys import SOURCES, has_guide
 from densegrpo_jax.config.moving_keys import SILENT_BESIDE, budget_sizes
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import SIGMA, Kernel
@@ -95,21 +95,21 @@ TABLE: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
-        lambda c, p: guided(c) and c.guide.source == 'probe' and not c.guide.file,
+        lambda c, p: has_guide(c) and c.guide.source == 'probe' and not c.guide.file,
         lambda c, p: (
             "guide.source='probe' needs a file of densegrpo_jax.process_reward: make one and name "
             'it as guide.file'
         ),
     ),
     Refusal(
-        lambda c, p: guided(c) and not p.kernel.noisy,
+        lambda c, p: has_guide(c) and not p.kernel.noisy,
         lambda c, p: (
             f'guide.source={c.guide.source!r} makes noisy steps drift, and rollout.kernel='
             f"{c.rollout.kernel!r} adds no noise: use another kernel, or guide.source='none'"
         ),
     ),
     Refusal(
-        lambda c, p: guided(c) and c.plan.kind != 'trajectory',
+        lambda c, p: has_guide(c) and c.plan.kind != 'trajectory',
         lambda c, p: (
             f'guide.source={c.guide.source!r} makes trajectories drift, and plan.kind='
             f'{c.plan.kind!r} compares samples that leave one state, which would drift alike and '

@@ -75,6 +75,6 @@ def drifts(config) -> bool:
     return g.source != 'none' and bool(g.scale or g.rate)
 
 
-def guided(config) -> bool:
+def has_guide(config) -> bool:
     """Whether rollouts need the process reward at all; if not, they are those without one."""
     return config.guide.source != 'none' and (drifts(config) or config.credit.process != 'none')

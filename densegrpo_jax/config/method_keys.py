@@ -8,7 +8,7 @@ from densegrpo_jax.core.calibration import RULES
 from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.credit_rules import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
-from densegrpo_jax.core.guidance import PROCESS_CREDITS
+from densegrpo_jax.core.guide import PROCESS_CREDITS
 from densegrpo_jax.core.kernels import KERNELS
 from densegrpo_jax.core.losses import LOSSES
 from densegrpo_jax.core.noise_tables import NOISE_TABLES

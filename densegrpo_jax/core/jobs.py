@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from densegrpo_jax.core.guidance import Guidance
+from densegrpo_jax.core.guide import Guide
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.rollout_plan import Jobs
 from densegrpo_jax.core.sde_step import guided_shift, sde_step
@@ -19,7 +19,7 @@ class Writes(NamedTuple):
 
     log_prob: Float[Array, 'J W B']  # 0 if a write adds no noise
     std: Float[Array, 'J W B']
-    # With `Guidance`, else None:
+    # With `Guide`, else None:
     score: Any = None  # [J, B] process reward of the state that a job reads, 0 if it does not drift
     drift: Any = None  # [J, W, B] as in `Rollout`
 
@@ -36,7 +36,7 @@ def run_jobs(
     log_prob: str = 'gaussian',
     mean_rows: np.ndarray | None = None,
     copies: int = 1,
-    guidance: Guidance | None = None,
+    guide: Guide | None = None,
 ) -> tuple[Float[Array, 'rows B *latent'], Writes]:
     """Runs jobs in order on a buffer of latents, as one scan whose body calls velocity_fn once.
 
@@ -46,7 +46,7 @@ def run_jobs(
         velocity_fn, noise_fn, kernel, log_prob: as in `run_plan`.
         mean_rows: int [J, W] the row for the mean of a write, if means are kept too.
         copies: number of adjacent samples whose latents are equal; velocity_fn gets one of them.
-        guidance: as in `run_plan`; then no samples are copies.
+        guide: as in `run_plan`; then no samples are copies.
 
     Returns:
         (the buffer, what it tells of the writes).
@@ -54,8 +54,8 @@ def run_jobs(
     # Slots in which no job adds noise are known at trace time to be Euler steps.
     noisy_slots = np.array(jobs.noisy).any(0)
     drifts = None
-    if guidance is not None and guidance.steps:
-        drifts = np.array(jobs.noisy).any(1) & np.isin(jobs.k_from, guidance.steps)
+    if guide is not None and guide.steps:
+        drifts = np.array(jobs.noisy).any(1) & np.isin(jobs.k_from, guide.steps)
     columns = [*map(np.array, jobs), mean_rows, drifts]
     table = tuple(None if column is None else jnp.asarray(column) for column in columns)
     shape, dtype, batch = buffer.shape[1:], buffer.dtype, buffer.shape[1]
@@ -70,8 +70,8 @@ def run_jobs(
         if drifts is None:
             velocity, guided = _evaluate(velocity_fn, x, s, copies)
         else:
-            velocity, guided, score, gradient = _evaluate_guided(
-                velocity_fn, guidance, drifts, x, s, k_from
+            velocity, guided, score, gradient = _evaluate_with_guide(
+                velocity_fn, guide, drifts, x, s, k_from
             )
         followed = velocity if guided is None else guided
         noise = jax.lax.cond(
@@ -84,7 +84,7 @@ def run_jobs(
                 level = jnp.where(noisy[slot], levels[k_from], 0)
                 drift = None
                 if gradient is not None:
-                    drift, size = guidance.drift(gradient, s, s_next, level, kernel=kernel)
+                    drift, size = guide.drift(gradient, s, s_next, level, kernel=kernel)
                     moved.append(size)
                 step = _policy_step(
                     velocity,
@@ -108,7 +108,7 @@ def run_jobs(
             if mean_row is not None:
                 buffer = jax.lax.dynamic_update_index_in_dim(buffer, step.mean, mean_row[slot], 0)
         made = Writes(jnp.stack(log_probs), jnp.stack(stds), score)
-        if guidance is not None:
+        if guide is not None:
             made = made._replace(drift=jnp.stack(moved) if drifts is not None else 0 * made.std)
         return buffer, made
 
@@ -131,14 +131,14 @@ def _evaluate(velocity_fn, x, s, copies=1):
     return of_all(found), None
 
 
-def _evaluate_guided(velocity_fn, guidance, drifts, x, s, k):
+def _evaluate_with_guide(velocity_fn, guide, drifts, x, s, k):
     """As `_evaluate`, and the process reward and its gradient: 0 unless `drifts`, a traced bool."""
     rows = jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape[:1])
     none = jnp.zeros_like(rows), jnp.zeros_like(x)
-    if guidance.evaluates:
+    if guide.evaluates:
 
         def steered(x, rows, k):
-            found, score, gradient = guidance.fn(x, rows, k)
+            found, score, gradient = guide.fn(x, rows, k)
             return *_evaluate(lambda *_: found, x, rows), score, gradient
 
         def plain(x, rows, k):
@@ -150,7 +150,7 @@ def _evaluate_guided(velocity_fn, guidance, drifts, x, s, k):
     return (
         velocity,
         guided,
-        *jax.lax.cond(drifts, guidance.fn, lambda *_: none, x, rows, k, followed),
+        *jax.lax.cond(drifts, guide.fn, lambda *_: none, x, rows, k, followed),
     )
 
 

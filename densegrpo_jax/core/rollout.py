@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from densegrpo_jax.core.guidance import Guidance, process_scores
+from densegrpo_jax.core.guide import Guide, process_scores
 from densegrpo_jax.core.jobs import run_jobs
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.prediction_rewards import Predictions, anchor_of
@@ -65,7 +65,7 @@ class Rollout:
     # [N, B, *latent] of the policy's transitions, without a guided shift; None if not kept
     mean: Any = None
     predictions: Predictions | None = None  # how alike they are; if the plan has an anchor
-    # Of a rollout with `Guidance`, else None:
+    # Of a rollout with `Guide`, else None:
     process: Any = None  # [T+1, B] process reward of its states, 0 where not asked for
     drift: Any = None  # [N, B] root mean square of the drift over std, 0 where none drifts
 
@@ -86,7 +86,7 @@ def run_plan(
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
     keep_means: bool = False,
-    guidance: Guidance | None = None,
+    guide: Guide | None = None,
 ) -> Rollout:
     """Runs the plan with the current policy, without gradient. Completions are those of DenseGRPO
     Eq. 8.
@@ -104,7 +104,7 @@ def run_plan(
             start at grid index k.
         kernel, log_prob: as in `sde_step`.
         keep_means: `Rollout.mean` is kept, for losses that compare the policy's mean with it.
-        guidance: makes noisy steps drift, which changes where they end and not their mean and
+        guide: makes noisy steps drift, which changes where they end and not their mean and
             log-prob, and scores states; for a trajectory.
 
     Returns:
@@ -112,11 +112,11 @@ def run_plan(
 
     Raises:
         ValueError: the plan is inconsistent, or is for another number of steps; or there is
-            guidance, and it is not one trajectory of every sample.
+            guide, and it is not one trajectory of every sample.
     """
     check_plan(plan)
     t = plan.transitions
-    if guidance is not None and (plan.copies or t.x_row != (*range(plan.num_steps),)):
+    if guide is not None and (plan.copies or t.x_row != (*range(plan.num_steps),)):
         raise ValueError('only trajectories drift, and this rollout plan has another shape')
     x_init = at_least_f32(x_init)
     levels = _levels(noise_levels, sigmas, plan.num_steps, x_init)
@@ -142,7 +142,7 @@ def run_plan(
             log_prob=log_prob,
             mean_rows=None if mean_rows is None else mean_rows[first:last],
             copies=copies,
-            guidance=guidance,
+            guide=guide,
         )
         made_by.append(made_here)
     writes = jax.tree.map(lambda *parts: jnp.concatenate(parts), *made_by)
@@ -159,8 +159,8 @@ def run_plan(
         cosines = cosine(buffer[np.array(plan.predictions)], sample)
         similarity = jnp.concatenate([cosines, jnp.ones((1, len(x_init)), cosines.dtype)])
     process = drift = None
-    if guidance is not None:
-        process = process_scores(guidance, plan, buffer, grid, writes.score)
+    if guide is not None:
+        process = process_scores(guide, plan, buffer, grid, writes.score)
         drift = writes.drift[made]
     return Rollout(
         latents=buffer[: plan.kept],

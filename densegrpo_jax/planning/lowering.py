@@ -26,7 +26,7 @@ from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.cost import largest, probe_evaluations, probed
-from densegrpo_jax.sampling.guidance import guidance_maker
+from densegrpo_jax.sampling.guide import guide_maker
 from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import make_rollout, make_sampler
@@ -152,7 +152,7 @@ def reward_inside(config, schedule: Schedule) -> CompositeReward | None:
     """The reward that scores predicted images inside the rollouts; None if none does. Reads the
     headers of its files. Raises ValueError if it computes elsewhere.
     """
-    if not schedule.guided or config.guide.source not in IMAGES:
+    if not schedule.guide_steps or config.guide.source not in IMAGES:
         return None
     reward = build_reward(config.reward)
     check_computes(config.guide.source, reward)
@@ -165,7 +165,7 @@ def _process(
     """(shapes of the process reward's inputs of a rollout, how it makes its guidance); () without
     one.
     """
-    if not schedule.guided:
+    if not schedule.guide_steps:
         return ()
     m = config.model
     whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -182,7 +182,7 @@ def _process(
     else:
         weights, text = shapes(reward, config.rollout.prompts_per_batch)
         inputs = {'weights': weights, 'text': text}
-    return inputs, guidance_maker(pipeline, config, schedule, mesh, reward)
+    return inputs, guide_maker(pipeline, config, schedule, mesh, reward)
 
 
 def _record(config, schedule: Schedule, sampled: Rollout) -> Any:

@@ -77,7 +77,7 @@ class Work:
         plans = [found.plan for found in executed(config, schedule)]
         work = statistics.fmean(plan.nfe for plan in plans) * self.velocity(batch)
         work += statistics.fmean(len(plan.completions) for plan in plans) * self.decoding(batch)
-        if schedule.guided:
+        if schedule.guide_steps:
             inside, value = mean_process(config, schedule), config.guide.source == 'value'
             work += inside.evaluations * self.velocity(batch, False)
             work += inside.images * self.decoding(batch)

@@ -10,7 +10,7 @@ import numpy as np
 
 from densegrpo_jax.config.moving_keys import ENTROPY
 from densegrpo_jax.core.rollout_plan import RolloutPlan
-from densegrpo_jax.sampling.guidance import ProcessCost, process_cost
+from densegrpo_jax.sampling.guide import ProcessCost, process_cost
 from densegrpo_jax.sampling.schedule import Schedule, beside, restricted
 
 

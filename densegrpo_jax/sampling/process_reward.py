@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.guide_keys import IMAGES, guided
+from densegrpo_jax.config.guide_keys import IMAGES, has_guide
 from densegrpo_jax.config.method import own_code
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.composite import CompositeReward
@@ -107,7 +107,7 @@ def open_process_reward(
       FileNotFoundError, ValueError: the probe's file is missing, damaged, or of another base,
         reward or grid; or the reward computes where a rollout cannot.
     """
-    if not guided(config):
+    if not has_guide(config):
         return None
     source = config.guide.source
     if source in IMAGES:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import kernel_of, loss_of
-from densegrpo_jax.core.guidance import Guidance
+from densegrpo_jax.core.guide import Guide
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.rollout import Rollout, run_plan
 from densegrpo_jax.core.rollout_plan import RolloutPlan
@@ -35,8 +35,8 @@ DECODED_PIXELS = 4 * 512 * 512
 
 
 # (params, conditioning [p, ...], keys [B], velocity function of B samples, inputs of the process
-# reward) -> Guidance, inside a rollout
-MakeGuidance = Callable[..., Guidance]
+# reward) -> Guide, inside a rollout
+MakeGuide = Callable[..., Guide]
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
@@ -135,16 +135,12 @@ def in_parts(fn: Callable[[Any], Any], rows: Any, mesh: Mesh, most: int) -> Any:
 
 
 def make_rollout(
-    pipeline: Pipeline,
-    config,
-    schedule: Schedule,
-    mesh: Mesh,
-    make_guidance: MakeGuidance | None = None,
+    pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh, make_guide: MakeGuide | None = None
 ):
     """The jitted rollout of one batch of prompts.
 
     Args:
-      make_guidance: of a process reward (`guidance.guidance_maker`), which moves and scores the
+      make_guide: of a process reward (`guide.guide_maker`), which moves and scores the
         samples as `guide` and `credit.process` say; None: whatever they say, none does.
 
     Returns:
@@ -183,9 +179,9 @@ def make_rollout(
         # Index 0 is the initial noise, k + 1 the noise of transition k. If the initial noise is
         # shared, it is that of the first of the samples that share it.
         same = beside(config)
-        guidance = None
-        if make_guidance is not None:
-            guidance = make_guidance(params, conditioning, keys, velocities[len(keys)], process)
+        guide = None
+        if make_guide is not None:
+            guide = make_guide(params, conditioning, keys, velocities[len(keys)], process)
         first = jnp.repeat(keys.reshape(-1, same)[:, 0], same)
         result = run_plan(
             lambda x, s: velocities[len(x)](x if len(x) == len(keys) else split(x), s),
@@ -197,7 +193,7 @@ def make_rollout(
             kernel=kernel,
             log_prob=config.rollout.log_prob,
             keep_means=loss_of(config).mean_old,
-            guidance=guidance,
+            guide=guide,
         )
         latents = result.completions
         if ends is not None:

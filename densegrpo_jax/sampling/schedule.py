@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from densegrpo_jax.config.guide_keys import guided
+from densegrpo_jax.config.guide_keys import has_guide
 from densegrpo_jax.config.method import (
     credit_rule_of,
     kernel_of,
@@ -32,7 +32,7 @@ class Schedule(NamedTuple):
     masks: StepMasks
     plan: RolloutPlan  # which transitions and completions are sampled and scored
     moving: StepChoice | None = None  # the trained transitions of an iteration, if they change
-    guided: tuple[int, ...] = ()  # transitions of `guide.steps`, if there is a process reward
+    guide_steps: tuple[int, ...] = ()  # transitions of `guide.steps`, if there is a process reward
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
@@ -49,18 +49,18 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     last = int(np.flatnonzero(window.stochastic)[-1]) + 1
     plan = _plan(config, Setting(sigmas, levels, masks, last, credit_rule_of(config)))
     return Schedule(
-        sigmas, levels, masks, plan, step_choice(config, masks), guided_steps(config, masks)
+        sigmas, levels, masks, plan, step_choice(config, masks), guide_steps(config, masks)
     )
 
 
-def guided_steps(config, masks: StepMasks) -> tuple[int, ...]:
+def guide_steps(config, masks: StepMasks) -> tuple[int, ...]:
     """The transitions that `guide.steps` names: by default the trained ones in the second half of
     the grid; none without a process reward.
 
     Raises:
       ValueError: one of them adds no noise, or there is none.
     """
-    if not guided(config):
+    if not has_guide(config):
         return ()
     named, count = tuple(sorted({*config.guide.steps})), len(masks.trained)
     if not named:
@@ -112,7 +112,7 @@ def beside(config) -> int:
 
 def _plan(config, setting: Setting) -> RolloutPlan:
     # Groups of two sizes have one plan; samples that drift may not be alike.
-    if config.budget.by == 'none' and not guided(config):
+    if config.budget.by == 'none' and not has_guide(config):
         setting = setting._replace(beside=beside(config))
     return plan_kind_of(config).make(setting, **plan_options(config))
 

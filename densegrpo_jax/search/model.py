@@ -19,7 +19,7 @@ from densegrpo_jax.rewards.differentiable import has_gradient, reward_params, sc
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.sampling.conditioning import place
-from densegrpo_jax.sampling.guidance import PIXELS_WITH_GRADIENT
+from densegrpo_jax.sampling.guide import PIXELS_WITH_GRADIENT
 from densegrpo_jax.sampling.sampler import EXACT, decode_few, in_parts, split_rows
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.search.loop import Flow, Scored

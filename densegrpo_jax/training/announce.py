@@ -184,14 +184,14 @@ def scored(config, schedule: Schedule) -> str:
 def added(config, schedule: Schedule, each: SampleCost) -> str:
     """What the attention probe and a process reward add to a sample, in words; '' without them."""
     told = f'; attention probe: {each.probe:.3g} evaluations' if each.probe else ''
-    if not schedule.guided:
+    if not schedule.guide_steps:
         return told
     c = mean_process(config, schedule)
     kind = 'of the base' if config.guide.source == 'probe' else ''
     parts = [(c.evaluations, f'evaluations {kind}'), (c.gradients, 'gradients')]
     parts.append((c.images, 'images scored on the devices'))
     text = ', '.join(f'{round(n, 2):g} {what}'.strip() for n, what in parts if n)
-    return f'{told}; process reward {config.guide.source} at {schedule.guided}: {text}'
+    return f'{told}; process reward {config.guide.source} at {schedule.guide_steps}: {text}'
 
 
 def guarded_by(checked: Checked, part: Part) -> str:

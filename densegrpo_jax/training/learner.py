@@ -24,7 +24,7 @@ from densegrpo_jax.core.advantages import group_advantages
 from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, noise_weights
-from densegrpo_jax.core.guidance import process_credit
+from densegrpo_jax.core.guide import process_credit
 from densegrpo_jax.core.prediction_rewards import anchored_rewards
 from densegrpo_jax.core.roles import POLICY, REF
 from densegrpo_jax.core.rollout import Rollout
@@ -82,7 +82,7 @@ def make_credit(
             raise ValueError(
                 f'credit.process={c.process!r} needs rollouts with a process reward (guide.source)'
             )
-        counts = on & np.isin(np.arange(len(trained)), schedule.guided)
+        counts = on & np.isin(np.arange(len(trained)), schedule.guide_steps)
         steps = process_credit(rollout.process, c.process)
         known = keep & jnp.isfinite(steps)
         found = group_advantages(

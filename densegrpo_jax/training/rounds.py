@@ -20,7 +20,7 @@ from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, STREAM_STEPS, key_data
 from densegrpo_jax.sampling.collector import Collector, Pending
 from densegrpo_jax.sampling.conditioning import place
 from densegrpo_jax.sampling.cost import SampleCost, probe_evaluations, probed
-from densegrpo_jax.sampling.guidance import guidance_maker, process_cost
+from densegrpo_jax.sampling.guide import guide_maker, process_cost
 from densegrpo_jax.sampling.probe import Entropies, make_probe
 from densegrpo_jax.sampling.sampler import make_rollout
 from densegrpo_jax.sampling.schedule import Schedule, restricted
@@ -190,10 +190,10 @@ class Rounds:
             if group != config.rollout.group:
                 config = config.copy_and_resolve_references()
                 config.rollout.group = group
-            parts, guidance = (s.pipeline, config, self._plan(fixed), s.mesh), ()
+            parts, guide = (s.pipeline, config, self._plan(fixed), s.mesh), ()
             if self._process is not None:
-                guidance = (guidance_maker(*parts, self._process.reward),)
-            self._rollouts[fixed, group] = make_rollout(*parts, *guidance)
+                guide = (guide_maker(*parts, self._process.reward),)
+            self._rollouts[fixed, group] = make_rollout(*parts, *guide)
         return self._rollouts[fixed, group]
 
     def _credit(self, fixed: tuple[int, ...] | None) -> Callable:

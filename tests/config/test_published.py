@@ -183,7 +183,7 @@ def test_temp_flow_has_the_constant_of_its_code():
 
 def test_the_drift_of_euphonium_has_noise_in_every_guided_transition():
     _, schedule = opened(published('euphonium', FLUX))
-    assert schedule.guided == (12, 13, 14, 15) and schedule.masks.stochastic.all()
+    assert schedule.guide_steps == (12, 13, 14, 15) and schedule.masks.stochastic.all()
     assert not schedule.masks.trained[15]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.sampling.cost import executed, largest, mean_process, of_sample
-from densegrpo_jax.sampling.guidance import process_cost
+from densegrpo_jax.sampling.guide import process_cost
 from densegrpo_jax.sampling.schedule import make_schedule, restricted
 from densegrpo_jax.training.announce import added
 from densegrpo_jax.training.trial import try_parts
@@ -72,7 +72,7 @@ def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
 # Of T = 6 the steps 3 and 4 drift, the states 4 and 5 are scored: three of the base, two of them
 # with a gradient. The reward of predictions needs none of its own; differences two images a step.
 @pytest.mark.parametrize(
-    'changes, guided, expected',
+    'changes, guide_steps, expected',
     [
         ({}, (3, 4), (3, 2, 0)),
         ({'credit__process': 'gain'}, (3, 4), (3, 2, 0)),
@@ -89,9 +89,9 @@ def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
         ({'rollout__steps': 16}, (8, 9, 10, 11, 12, 13, 14), (8, 7, 0)),
     ],
 )
-def test_cost_of_a_process_reward(changes, guided, expected):
+def test_cost_of_a_process_reward(changes, guide_steps, expected):
     config, found = schedule('tiny_ocr', 'euphonium', **changes)
-    assert found.guided == guided and process_cost(config, found) == expected
+    assert found.guide_steps == guide_steps and process_cost(config, found) == expected
     each = of_sample(config, found)
     assert (each.process, each.gradients) == expected[:2]
     try_parts(config, found)
@@ -110,7 +110,9 @@ def test_evaluations_with_classifier_free_guidance_and_without():
 def test_samples_that_drift_are_alike_up_to_the_first_noise():
     """The completion of the initial noise is one image for a group of 12."""
     config, found = schedule('tiny_ocr', 'euphonium', credit__rule='dense', moving__steps='none')
-    assert found.guided and config.rollout.group == 12 and found.plan.states == (0, 1, 2, 3, 4, 6)
+    assert (
+        found.guide_steps and config.rollout.group == 12 and found.plan.states == (0, 1, 2, 3, 4, 6)
+    )
     assert of_sample(config, found).images == 5 + 1 / 12
 
 
@@ -217,7 +219,7 @@ def test_a_window_of_its_own_plan_drifts_and_credits_only_its_own_transitions():
     changes = {'credit.rule': 'dense', 'credit.process': 'gain', 'guide.source': 'value'}
     moving = {'moving.steps': 'window', 'moving.width': 3}
     config, grid = schedule('tiny_ocr', 'euphonium', **changes, **moving)
-    assert grid.guided == (3, 4) and grid.moving.own_plans
+    assert grid.guide_steps == (3, 4) and grid.moving.own_plans
     cost = lambda window: process_cost(config, restricted(config, grid, np.array(window)))
     # a gradient at every drifting step; the states at both of its ends are scored
     assert [cost(w)[1:] for w in ((0, 1, 2), (1, 2, 3), (2, 3, 4))] == [(0, 0), (1, 2), (2, 3)]

@@ -70,8 +70,8 @@ def configured(**changes):
     return c
 
 
-def sampled(kernel, keep_means, nan, velocity_fn, guidance=None):
-    """A rollout of the plan of `planned()`. nan, guidance: as in `one_iteration`."""
+def sampled(kernel, keep_means, nan, velocity_fn, guide=None):
+    """A rollout of the plan of `planned()`. nan, guide: as in `one_iteration`."""
     noise = (
         NOISE
         if nan is None
@@ -89,7 +89,7 @@ def sampled(kernel, keep_means, nan, velocity_fn, guidance=None):
             lambda k: jnp.asarray(noise)[k],
             kernel=kernel,
             keep_means=keep_means,
-            guidance=guidance,
+            guide=guide,
         )
     )()
 
@@ -109,21 +109,21 @@ def planned():
 
 
 def one_iteration(
-    invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), guidance=None, further=(), **changes
+    invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), guide=None, further=(), **changes
 ):
     """(configuration, rollout, rewards [S, B], valid [S, B], new state, metrics). `nan`: the sample
     whose latents are not finite. `ema`: the followers before it. `sizes`: of the mesh's axes.
-    `guidance`: of the rollout. `further`: arguments of the update.
+    `guide`: of the rollout. `further`: arguments of the update.
     """
     c = configured(**changes)
-    guided = () if guidance is None else guidance.steps
+    guide_steps = () if guide is None else guide.steps
     levels, masks = levels_of(c.rollout.kernel), step_masks(SIGMAS)
-    schedule = Schedule(SIGMAS, levels, masks, planned(), guided=guided)
+    schedule = Schedule(SIGMAS, levels, masks, planned(), guide_steps=guide_steps)
     axes = dict(zip(('data', 'fsdp', 'tensor'), sizes))
     mesh = make_mesh(axes, jax.devices()[: math.prod(sizes)])
     conditioning = {'pooled': jnp.asarray(PROMPT)}
     sampling = c.rollout.kernel, loss_of(c).mean_old, nan, Network.velocity_fn
-    rollout = _sampled(*sampling) if guidance is None else sampled(*sampling, guidance)
+    rollout = _sampled(*sampling) if guide is None else sampled(*sampling, guide)
     rewards = np.asarray(jnp.sin(3 * rollout.completions).mean((2, 3)))
     valid = np.isfinite(rewards)
     if invalid is not None:

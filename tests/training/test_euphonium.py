@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.methods import METHODS
-from densegrpo_jax.core.guidance import Guidance, process_credit, reward_shift
+from densegrpo_jax.core.guide import Guide, process_credit, reward_shift
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -44,10 +44,10 @@ def with_gradient(x, s, k, v):
     return reward(x, s), TARGET - x
 
 
-def guidance(of):
+def guide(of):
     """Of the steps 2 and 3, which the process reward of their ends, or of both ends, credits."""
     states = {'none': (), 'after': (3, 4), 'before': (2, 3), 'gain': (2, 3, 4)}[of]
-    return Guidance(
+    return Guide(
         with_gradient,
         lambda g, std, *_: reward_shift(g, std, 0.5),
         GUIDED,
@@ -67,9 +67,7 @@ def test_two_advantages_have_a_surrogate_each(of, invalid, updates):
     """
     weights = {'credit.outcome_weight': 0.7, 'credit.process_weight': 1.6}
     changes = {**CHANGES, **weights, 'credit.process': of, 'optim.updates': updates}
-    c, rollout, rewards, valid, new, metrics = one_iteration(
-        invalid, guidance=guidance(of), **changes
-    )
+    c, rollout, rewards, valid, new, metrics = one_iteration(invalid, guide=guide(of), **changes)
     steps, keep = Steps(rollout), valid.all(0)
     outcome = group_advantages(c, rewards[-1], keep)
     r = np.stack([reward(rollout.latents[k], 0) for k in range(6)])
@@ -97,8 +95,8 @@ def test_two_advantages_have_a_surrogate_each(of, invalid, updates):
 
 def test_the_update_is_the_same_over_eight_devices():
     changes = {**CHANGES, 'credit.process': 'gain', 'optim.updates': 2}
-    *_, alone, before = one_iteration(7, guidance=guidance('gain'), **changes)
-    *_, split, metrics = one_iteration(7, sizes=(2, 2, 2), guidance=guidance('gain'), **changes)
+    *_, alone, before = one_iteration(7, guide=guide('gain'), **changes)
+    *_, split, metrics = one_iteration(7, sizes=(2, 2, 2), guide=guide('gain'), **changes)
     moved, found = (np.asarray(state.policy['a']) - START for state in (alone, split))
     np.testing.assert_allclose(found, moved, atol=2e-5 * np.abs(moved).max())
     for name in before:
@@ -107,10 +105,10 @@ def test_the_update_is_the_same_over_eight_devices():
 
 def test_without_weight_and_drift_it_is_sparse():
     """To rounding: they are two programs."""
-    still = dataclasses.replace(guidance('after'), shift=lambda g, *_: 0 * g)
+    still = dataclasses.replace(guide('after'), shift=lambda g, *_: 0 * g)
     changes = {'credit.process': 'after', 'credit.process_weight': 0.0}
     *_, plain, _ = one_iteration(**CHANGES)
-    *_, found, _ = one_iteration(guidance=still, **CHANGES, **changes)
+    *_, found, _ = one_iteration(guide=still, **CHANGES, **changes)
     moved = plain.policy['a'] - START
     np.testing.assert_allclose(
         found.policy['a'] - START, moved, atol=1e-5 * np.abs(moved).max(), rtol=1e-5
@@ -121,7 +119,7 @@ def test_the_first_gradient_is_that_of_noise_and_drift():
     """On policy it is the sum of A (z + shift / std) d mean / std: against the transitions as they
     were drawn, with their drift, in float64.
     """
-    c, rollout, rewards, valid, new, _ = one_iteration(guidance=guidance('none'), **CHANGES)
+    c, rollout, rewards, valid, new, _ = one_iteration(guide=guide('none'), **CHANGES)
     steps = Steps(rollout)
     advantage = group_advantages(c, rewards[-1], valid.all(0))
 
@@ -205,7 +203,7 @@ def test_with_lambda_0_its_program_is_that_of_dance(folder):
     for changes in (OFF, DANCE):
         config = config_of(folder, **changes)
         checked = check(config, one_device(), needs=('schedule', 'process_reward'))
-        assert checked.process_reward is None and checked.schedule.guided == ()
+        assert checked.process_reward is None and checked.schedule.guide_steps == ()
         found.append((phases(config, checked.pipeline, checked.schedule, one_device()), checked))
     (off, a), (dance, b) = found
     for name in ('rollout', 'update'):

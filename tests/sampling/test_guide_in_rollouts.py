@@ -15,7 +15,7 @@ from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data, stream_key
-from densegrpo_jax.sampling.guidance import guidance_maker
+from densegrpo_jax.sampling.guide import guide_maker
 from densegrpo_jax.sampling.process_reward import Probe, ProcessReward
 from densegrpo_jax.sampling.sampler import make_rollout, normal_rows, sample_keys
 from densegrpo_jax.sampling.schedule import make_schedule
@@ -73,7 +73,7 @@ def sample(opened, sizes=(1, 1, 1), **changes):
             else ProcessReward(mesh, build_reward(config.reward))
         )
         given = (process.inputs(PROMPTS),)
-        maker = (guidance_maker(pipeline, config, schedule, mesh, process.reward),)
+        maker = (guide_maker(pipeline, config, schedule, mesh, process.reward),)
     rollout = make_rollout(pipeline, config, schedule, mesh, *maker)
     text = compiled.encode(pipeline, params, PROMPTS)
     key = key_data(stream_key(0, 1, 0))
@@ -195,9 +195,9 @@ def shift_of(gradient, std, **changes):
     config.update_from_flattened_dict({**BASE, 'guide.source': 'value', **changes})
     schedule = make_schedule(Grid(), config)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    guidance = guidance_maker(None, config, schedule, mesh, None)({}, {}, None, None, {'text': []})
+    guide = guide_maker(None, config, schedule, mesh, None)({}, {}, None, None, {'text': []})
     s, s_next = np.full(8, 0.7, np.float32), np.full(8, 0.3, np.float32)
-    return np.asarray(guidance.shift(gradient, std, s, s_next))
+    return np.asarray(guide.shift(gradient, std, s, s_next))
 
 
 @pytest.mark.parametrize('source', ['value', 'spsa'])
@@ -208,15 +208,15 @@ def test_a_prediction_without_a_score_has_none(source):
     config.reward = {'pixels': {'weight': 2.0}}
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     process = ProcessReward(mesh, build_reward(config.reward))
-    make = guidance_maker(Decodes(), config, make_schedule(Decodes(), config), mesh, process.reward)
+    make = guide_maker(Decodes(), config, make_schedule(Decodes(), config), mesh, process.reward)
     keys = sample_keys(stream_key(0, 1, 0), jnp.arange(1), GROUP)
     velocity = lambda x, s: 0.1 * x
-    guidance = make({}, {}, keys, velocity, process.inputs(PROMPTS[:1]))
+    guide = make({}, {}, keys, velocity, process.inputs(PROMPTS[:1]))
     x, s = jnp.ones((GROUP, 2, 2, 3)).at[1].set(9.0), jnp.full(GROUP, 0.5)
     others = np.arange(GROUP) != 1
-    np.testing.assert_array_equal(np.isfinite(guidance.score(x, x, s)), others)
-    given = () if guidance.evaluates else (velocity(x, s),)
-    gradient = np.asarray(guidance.fn(x, s, 1, *given)[-1])
+    np.testing.assert_array_equal(np.isfinite(guide.score(x, x, s)), others)
+    given = () if guide.evaluates else (velocity(x, s),)
+    gradient = np.asarray(guide.fn(x, s, 1, *given)[-1])
     assert np.isfinite(gradient[others]).all() and gradient[others].any((1, 2, 3)).all()
     assert not (np.isfinite(gradient[1]).all() and gradient[1].any())
 

@@ -1,5 +1,5 @@
 """Process rewards inside a rollout: the probe, the reward of the predicted image, and the drift
-along their gradients (`core.guidance`).
+along their gradients (`core.guide`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.guide_keys import drifts
-from densegrpo_jax.core.guidance import Guidance, clip_norm, process_states, reward_shift, spsa
+from densegrpo_jax.core.guide import Guide, clip_norm, process_states, reward_shift, spsa
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import scores
-from densegrpo_jax.sampling.sampler import MakeGuidance, in_parts, normal_rows, split_rows
+from densegrpo_jax.sampling.sampler import MakeGuide, in_parts, normal_rows, split_rows
 from densegrpo_jax.sampling.schedule import Schedule
 
 # Per device at a time, with a gradient through the decoder: it keeps what a decoding lets go.
@@ -40,7 +40,7 @@ def process_cost(config, schedule: Schedule) -> ProcessCost:
     """
     g, states = config.guide, {*_states(config, schedule)}
     steps = {*_steps(config, schedule)}
-    if not schedule.guided:
+    if not schedule.guide_steps:
         return ProcessCost(0, 0, 0)
     if g.source == 'probe':
         return ProcessCost(len(steps | states), len(steps), 0)
@@ -49,9 +49,9 @@ def process_cost(config, schedule: Schedule) -> ProcessCost:
     return ProcessCost(0, 0, 2 * g.spsa_directions * len(steps) + len(states))
 
 
-def guidance_maker(
+def guide_maker(
     pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh, reward: CompositeReward | None
-) -> MakeGuidance:
+) -> MakeGuide:
     """The argument of `make_rollout` for a configuration with a process reward.
 
     Args:
@@ -73,7 +73,7 @@ def guidance_maker(
             return reward_shift(gradient, jnp.sqrt(s - s_next), 1 / g.rate)
         return reward_shift(gradient, std, 1 / g.scale)
 
-    def make(params, conditioning: Conditioning, keys, velocity, inputs) -> Guidance:
+    def make(params, conditioning: Conditioning, keys, velocity, inputs) -> Guide:
         split = lambda x: split_rows(x, mesh)
         of_samples = lambda tree: jax.tree.map(split, repeat_rows(tree, group))
         common = {
@@ -95,7 +95,7 @@ def guidance_maker(
                 (_, score), gradient = jax.value_and_grad(total, has_aux=True)(x)
                 return score, gradient
 
-            return Guidance(with_gradient, score=lambda x, x0hat, s: process(x, s), **common)
+            return Guide(with_gradient, score=lambda x, x0hat, s: process(x, s), **common)
 
         features = of_samples({str(i): text for i, text in enumerate(inputs['text'])})
 
@@ -134,7 +134,7 @@ def guidance_maker(
             return found, value, slope + through
 
         if source == 'value':
-            return Guidance(through_network, score=score, evaluates=True, **common)
+            return Guide(through_network, score=score, evaluates=True, **common)
 
         def by_differences(x, s, k, v):
             x0hat = x - over(s, x) * v
@@ -146,7 +146,7 @@ def guidance_maker(
             reward_of = lambda z: of_all(scored, pipeline.end_scale * z, 4 * PIXELS_WITH_GRADIENT)
             return jnp.zeros_like(s), spsa(reward_of, x0hat, directions, g.spsa_step)
 
-        return Guidance(by_differences, score=score, scores=False, **common)
+        return Guide(by_differences, score=score, scores=False, **common)
 
     return make
 
@@ -162,4 +162,4 @@ def _states(config, schedule: Schedule) -> tuple[int, ...]:
 
 
 def _of(schedule: Schedule, mask: np.ndarray) -> tuple[int, ...]:
-    return tuple(k for k in schedule.guided if mask[k])
+    return tuple(k for k in schedule.guide_steps if mask[k])

@@ -12,8 +12,8 @@ import pytest
 
 from densegrpo_jax.core.branch_plan import branch_plan
 from densegrpo_jax.core.grpo_loss import grpo_loss
-from densegrpo_jax.core.guidance import (
-    Guidance,
+from densegrpo_jax.core.guide import (
+    Guide,
     clip_norm,
     process_credit,
     process_states,
@@ -57,14 +57,14 @@ def shift(gradient, std, s, s_next):
     return reward_shift(gradient, std, ALPHA)
 
 
-GUIDED = Guidance(
+GUIDED = Guide(
     with_gradient, shift, (2, 3), states=(2, 3, 4, 5), score=lambda x, x0hat, s: reward(x, s)
 )
 
 
-def rollout(guidance=None, velocity_fn=velocity, **options):
+def rollout(guide=None, velocity_fn=velocity, **options):
     noise = lambda k: jnp.asarray(NOISE)[k]
-    options |= {'guidance': guidance}
+    options |= {'guide': guide}
     run = lambda first: run_plan(velocity_fn, first, GRID, LEVELS, PLAN, noise, **options)
     return jax.jit(run)(X_INIT)
 
@@ -182,7 +182,7 @@ def test_a_drift_of_zero_moves_nothing():
     np.testing.assert_allclose(found.log_prob, plain.log_prob, atol=1e-6)
 
 
-def test_guidance_that_evaluates_the_network_itself_is_the_same():
+def test_a_guide_that_evaluates_the_network_itself_is_the_same():
     def evaluated(x, s, k):
         return velocity(x, s), *with_gradient(x, s, k, None)
 
@@ -213,10 +213,10 @@ def test_what_is_evaluated_is_counted():
 
         return counting
 
-    guidance = dataclasses.replace(
+    guide = dataclasses.replace(
         GUIDED, fn=counted('gradient', with_gradient), score=counted('score', GUIDED.score)
     )
-    jax.block_until_ready(jax.jit(lambda: rollout(guidance, counted('network', velocity)))())
+    jax.block_until_ready(jax.jit(lambda: rollout(guide, counted('network', velocity)))())
     jax.effects_barrier()
     assert found == {'network': T, 'gradient': 2, 'score': 2}
 
@@ -245,7 +245,7 @@ def test_branches_do_not_drift():
     plan = branch_plan(T, (0, 1), (1, 2, 3, 4, 5), (1,), B)
     with pytest.raises(ValueError, match='only trajectories drift'):
         run_plan(
-            velocity, X_INIT, GRID, LEVELS, plan, lambda k: jnp.asarray(NOISE)[k], guidance=GUIDED
+            velocity, X_INIT, GRID, LEVELS, plan, lambda k: jnp.asarray(NOISE)[k], guide=GUIDED
         )
 
 
@@ -257,7 +257,7 @@ def test_the_guided_marginal_of_gaussian_data_is_a_linear_recursion():
     count, q, centre, alpha, eta = 8, 1.5, 0.8, 0.6, 0.7
     steps = (3, 4, 5, 6)
     noises = np.eye(count + 2, dtype=np.float32)[:, 1:, None]  # [row, noise, 1]; row 0 has none
-    guidance = Guidance(
+    guide = Guide(
         lambda x, s, k, v: (jnp.zeros_like(s), -q * (x - centre)),
         lambda g, std, *_: reward_shift(g, std, alpha),
         steps,
@@ -266,13 +266,13 @@ def test_the_guided_marginal_of_gaussian_data_is_a_linear_recursion():
     )
     masks = step_masks(grid)
 
-    def run(guidance):
+    def run(guide):
         plan, noise = trajectory_plan(masks), lambda k: jnp.asarray(noises)[:, k + 1]
         given = grid, np.full(count, eta, np.float32), plan, noise
-        of = lambda first: run_plan(gaussian_velocity, first, *given, guidance=guidance)
+        of = lambda first: run_plan(gaussian_velocity, first, *given, guide=guide)
         return jax.jit(of)(noises[:, 0])
 
-    found = run(guidance)
+    found = run(guide)
     end = np.asarray(found.latents[-1], np.float64)[:, 0]
     mean, variance = end[0], ((end[1:] - end[0]) ** 2).sum()
 

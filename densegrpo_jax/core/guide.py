@@ -19,7 +19,7 @@ PROCESS_CREDITS = ('before', 'after', 'gain')
 
 
 @dataclasses.dataclass(frozen=True)
-class Guidance:
+class Guide:
     """How a rollout follows a process reward r(x_s, s), and which of its states are scored by it.
 
     Attributes:
@@ -134,7 +134,7 @@ def spsa(
 
 
 def process_scores(
-    guidance: Guidance,
+    guide: Guide,
     plan: RolloutPlan,
     buffer: Float[Array, 'rows B *latent'],
     grid: Float[Array, 'indices'],
@@ -145,19 +145,19 @@ def process_scores(
     Args:
         plan: of a trajectory.
         buffer: its latents. grid: noise levels of its grid indices.
-        on_the_way: what `Guidance.fn` gave in each job.
+        on_the_way: what `Guide.fn` gave in each job.
     """
     rows = [*plan.transitions.x_row, plan.completions[-1]]
     process = jnp.zeros((len(rows), buffer.shape[1]), buffer.dtype)
-    if (known := guidance.scored_on_the_way) and on_the_way is not None:
+    if (known := guide.scored_on_the_way) and on_the_way is not None:
         jobs = np.array([plan.transitions.job[k] for k in known])
         process = process.at[np.array(known)].set(on_the_way[jobs])
-    if left := guidance.scored_after:
+    if left := guide.scored_after:
         last = plan.num_steps
         clean = [rows[last] if k == last else plan.predictions[k] for k in left]
         s = jnp.broadcast_to(grid[np.array(left)][:, None], (len(left), buffer.shape[1]))
         states = buffer[np.array([rows[k] for k in left])], buffer[np.array(clean)], s
-        found = jax.lax.map(lambda state: guidance.score(*state), states)
+        found = jax.lax.map(lambda state: guide.score(*state), states)
         process = process.at[np.array(left)].set(found)
     return process
 
