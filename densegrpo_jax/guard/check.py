@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+from typing import NamedTuple
 
 from absl import logging
 
@@ -11,6 +12,7 @@ from densegrpo_jax.config.guard_keys import BETA, BRAKE
 from densegrpo_jax.config.method import kernel_of, loss_of
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
+from densegrpo_jax.evaluation import divergence
 from densegrpo_jax.evaluation.diversity import embedding_folder
 from densegrpo_jax.evaluation.panel import PANEL, Part, parts, settings
 from densegrpo_jax.evaluation.record import Record
@@ -130,6 +132,33 @@ def planned(config) -> int:
     every = config.eval.every
     evaluations = range(every, config.iterations + every, every)
     return max(1, math.ceil(len(evaluations) / config.guard.every))
+
+
+class GuardCost(NamedTuple):
+    """What the guard adds to a run.
+
+    Attributes:
+      evaluations: how often it measures, the start among them.
+      images: sampled and scored at each.
+      kl_prompts: whose KL is measured at each.
+      nfe: network evaluations of each; with classifier-free guidance each is two.
+    """
+
+    evaluations: int
+    images: int
+    kl_prompts: int
+    nfe: int
+
+
+def guard_cost(checked: Checked, part: Part) -> GuardCost:
+    """Of a run. part: of `check_guard`."""
+    config, count = checked.config, len(part.prompts)
+    images = count * config.guard.images
+    with_kl = min(count, config.guard.kl_prompts) if measures_kl(config) else 0
+    nfe = images * config.eval.steps
+    if with_kl:
+        nfe += with_kl * divergence.evaluations(config, checked.pipeline)
+    return GuardCost(planned(config) + 1, images, with_kl, nfe)
 
 
 def measures_kl(config) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from densegrpo_jax.config.method import check_method
+from densegrpo_jax.guard.check import GuardCost
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.preflight.credits import BRANCHES, Credit
 from densegrpo_jax.preflight.measure import Spent
@@ -100,7 +101,8 @@ class Run(NamedTuple):
     Attributes:
       phases: seconds of an iteration, by phase.
       evaluations: how often the run is evaluated; `evaluation`: seconds of one.
-      nfe, images: of all iterations and evaluations.
+      guarded: how often the guard measures beside it; `guard`: seconds of one measurement.
+      nfe, images: of all iterations, evaluations and measurements.
       uncounted: what the hours leave out.
     """
 
@@ -108,32 +110,42 @@ class Run(NamedTuple):
     phases: dict[str, float]
     evaluations: int
     evaluation: float
+    guarded: int
+    guard: float
     nfe: float
     images: float
     hours: float
     uncounted: list[str]
 
 
-def of_run(config, pipeline: Pipeline, own: Cost, speed: Spent, test: int) -> Run:
-    """Of the configuration, whose samples cost `own`. test: prompts of an evaluation."""
+def of_run(
+    config, pipeline: Pipeline, own: Cost, speed: Spent, test: int, guard: GuardCost | None
+) -> Run:
+    """Of the configuration, whose samples cost `own`. test: prompts of an evaluation. guard: of a
+    run with one; an image of it is scored at the reward's speed, whatever its panel takes.
+    """
     e, samples = config.eval, config.rollout.prompts * config.rollout.group
     times = 1 + -(-config.iterations // e.every)  # the start and the end are among them
     network, image = speed.each()
     one = test * (e.steps * network + image)
     phases = {name: samples * s for name, s in own.phases(speed).items()}
-    seconds = config.iterations * sum(phases.values()) + times * one
+    g = guard or GuardCost(0, 0, 0, 0)
+    measurement = g.nfe * network + g.images * image
+    seconds = config.iterations * sum(phases.values()) + times * one + g.evaluations * measurement
     drawn, scored = config.iterations * samples, times * test
     twice = 2 if pipeline.takes_negative(config.model.guidance) else 1
     uncounted = ['compilation', 'encoding prompts', 'loading and checkpoints']
-    uncounted += ["the guard's measurements"] * bool(config.guard.on)
+    uncounted += ["what the guard's panel takes beyond the reward"] * bool(guard)
     uncounted += ['calibration of the noise'] * bool(config.noise.calibrate)
     return Run(
         samples,
         phases,
         times,
         one,
-        twice * (drawn * own.nfe + scored * e.steps),
-        drawn * own.images + scored,
+        g.evaluations,
+        measurement,
+        twice * (drawn * own.nfe + scored * e.steps + g.evaluations * g.nfe),
+        drawn * own.images + scored + g.evaluations * g.images,
         seconds / 3600,
         uncounted,
     )

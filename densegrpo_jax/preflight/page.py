@@ -196,11 +196,14 @@ def _of_run(d: dict) -> list[str]:
         else f'peak memory of the first device in sampling, decoding and rewards, without an '
         f'update: {d["peak_gib"]:.1f} GiB'
     )
+    guard = ''
+    if run['guarded']:
+        guard = f', and one of the guard {run["guard"]:.3g} s, of which it has {run["guarded"]}'
     return [
         f'measured: a network evaluation {speed["network_s"] / max(speed["nfe"], 1):.2g} s, '
         f'decoding and scoring an image {speed["image_s"] / max(speed["images"], 1):.2g} s',
         f'an iteration of {run["samples"]} samples: {phases} (the update is an estimate); an '
-        f'evaluation {run["evaluation"]:.3g} s, of which a run has {run["evaluations"]}',
+        f'evaluation {run["evaluation"]:.3g} s, of which a run has {run["evaluations"]}{guard}',
         f'a run of {run["iterations"]} iterations: {run["nfe"]:.3g} network evaluations, '
         f'{run["images"]:.3g} scored images, about {run["hours"]:.2g} hours, '
         f'{run["device_hours"]:.2g} device hours; not counted: {", ".join(run["uncounted"])}',

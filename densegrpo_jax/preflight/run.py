@@ -20,6 +20,7 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import some_prompts
+from densegrpo_jax.guard.check import GuardCost, check_guard, guard_cost
 from densegrpo_jax.preflight import COARSE, page
 from densegrpo_jax.preflight.costs import costs, of_branches, of_run
 from densegrpo_jax.preflight.credits import candidates, not_measured, own_credit
@@ -76,6 +77,7 @@ def run(
             "anything: give --config.rollout.kernel='sde' to measure the reward"
         )
     check_batch(mesh, group, '--group')
+    guarded = check_guard(checked)
     chosen = some_prompts(checked.train, prompts, config.seed, STREAM_PREFLIGHT)
     _, mine = own_credit(config)
     counts = sorted({0, *(n for n in coarse if n < config.rollout.steps), mine.completion_steps})
@@ -101,7 +103,8 @@ def run(
             record = Record(out, identity.record('rewards', config, facts), shown=SHOWN)
     session = load(checked, [p.text for p in chosen], out)
     rewards, scores, speed = _measured(session, chosen, group, counts, record)
-    document = reckoned(session, rewards, scores, speed)
+    guard = guard_cost(checked, guarded) if guarded else None
+    document = reckoned(session, rewards, scores, speed, guard)
     if record is not None:
         made = page.write(out, document, [p.text for p in chosen], record)
         for line in page.lines(document):
@@ -161,11 +164,14 @@ def _measured(
     return joined({int(i): row for i, row in shared.items()})
 
 
-def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> dict[str, Any]:
+def reckoned(
+    checked: Checked, rewards: Rewards, scores: dict, speed: Spent, guard: GuardCost | None = None
+) -> dict[str, Any]:
     """The document: every measured number, the costs of a run, and the findings.
 
     Args:
-      scores: name -> [P, G]. speed: evaluations and images with their seconds.
+      scores: name -> [P, G]. speed: evaluations and images with their seconds. guard: of a run
+        with one.
     """
     config, schedule, pipeline = checked.config, checked.schedule, checked.pipeline
     trained, whole, noisy = schedule.masks.trained, rewards.whole(), _stochastic(checked)
@@ -175,7 +181,7 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
     priced = costs(config, pipeline, known, own)
     images = Images(rewards.failed(noisy), float(np.isfinite(whole.terminal).mean()))
     one, parts, ups = spread(rewards.terminal), decided(whole, trained), balance(whole)
-    whole_run = of_run(config, pipeline, priced[own], speed, len(checked.test))
+    whole_run = of_run(config, pipeline, priced[own], speed, len(checked.test), guard)
     branches = of_branches(config, pipeline)
     levels = np.where(noisy, schedule.noise_levels, 0)
     ranks = kept(whole, trained)

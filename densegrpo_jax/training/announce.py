@@ -17,9 +17,8 @@ from densegrpo_jax.config.unread import unread
 from densegrpo_jax.core.branch_plan import step_spread
 from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import CLEAN, LOSSES
-from densegrpo_jax.evaluation import divergence
 from densegrpo_jax.evaluation.panel import Part
-from densegrpo_jax.guard.check import measures_kl, planned, ratio_limit
+from densegrpo_jax.guard.check import guard_cost, ratio_limit
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.composite import CompositeReward
@@ -196,17 +195,12 @@ def added(config, schedule: Schedule, each: SampleCost) -> str:
 
 def guarded_by(checked: Checked, part: Part) -> str:
     """What the guard measures, at what cost, and what it does."""
-    config, count = checked.config, len(part.prompts)
-    g, images = config.guard, count * config.guard.images
-    with_kl = min(count, g.kl_prompts) if measures_kl(config) else 0
-    nfe = images * config.eval.steps
-    if with_kl:
-        nfe += with_kl * divergence.evaluations(config, checked.pipeline)
+    config, g, cost = checked.config, checked.config.guard, guard_cost(checked, part)
     action = g.action if g.action == WARN else f'{g.action} after {g.patience} in a row'
     return (
-        f'{planned(config) + 1} evaluations of {count} prompts x {g.images} images'
-        f'{f", KL on {with_kl}" if with_kl else ""}: {images} more images at each, {nfe} '
-        f'evaluations of the network; a fallen score: {action}{_silent(config)}'
+        f'{cost.evaluations} evaluations of {len(part.prompts)} prompts x {g.images} images'
+        f'{f", KL on {cost.kl_prompts}" if cost.kl_prompts else ""}: {cost.images} more images at '
+        f'each, {cost.nfe} evaluations of the network; a fallen score: {action}{_silent(config)}'
     )
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from densegrpo_jax.core.kernels import SIGMA
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
+from densegrpo_jax.guard.check import GuardCost
 from densegrpo_jax.preflight import page, record
 from densegrpo_jax.preflight import run as run_module
-from densegrpo_jax.preflight.costs import cost
+from densegrpo_jax.preflight.costs import Cost, cost, of_run
+from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.run import run
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.rewards.remote.service import RewardService
@@ -127,6 +129,20 @@ def test_an_update_counts_as_the_plan_counts_it(config):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(changes)
         assert cost(changed, pipeline).update == 2 * passes  # of three transitions two are trained
+
+
+def test_the_guard_is_counted(config):
+    """At one second an evaluation of the network and ten an image."""
+    pipeline, own = open_base(config, one_device())[1], Cost(nfe=6, images=3, update=4)
+    speed = Spent(nfe=1, network_s=1, images=1, image_s=10)
+    without = of_run(config, pipeline, own, speed, 8, None)
+    assert (without.guarded, without.guard) == (0, 0) and "guard's" not in str(without.uncounted)
+    guard = GuardCost(evaluations=3, images=16, kl_prompts=4, nfe=60)
+    found = of_run(config, pipeline, own, speed, 8, guard)
+    assert (found.guarded, found.guard) == (3, 60 + 160)
+    assert (found.nfe - without.nfe, found.images - without.images) == (180, 48)
+    assert found.hours - without.hours == pytest.approx(3 * 220 / 3600)
+    assert "guard's panel" in str(found.uncounted)
 
 
 @pytest.mark.slow
