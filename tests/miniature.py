@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from densegrpo_jax.pipelines.flux2 import Flux2KleinPipeline
-from densegrpo_jax.pipelines.folder import build_pipeline, save_pipeline
+from densegrpo_jax.pipelines.folder import build_pipeline
+from densegrpo_jax.pipelines.saving import save_pipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import TOKENIZERS, load_tokenizers

@@ -23,6 +23,7 @@ from densegrpo_jax.networks import sd3
 from densegrpo_jax.networks.lora import LoraConfig
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.pipelines import folder as pipeline_folder
+from densegrpo_jax.pipelines import saving
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.released import released
@@ -146,7 +147,7 @@ def test_a_family_is_asked_for_all_that_shared_code_needs(tmp_path, monkeypatch)
     )
     draw = lambda s: np.random.default_rng(s.size).standard_normal(s.shape, np.float32) / 8
     weights = jax.tree.map(draw, written.abstract_params())
-    pipeline_folder.save_pipeline(tmp_path / 'plain', written, weights)
+    saving.save_pipeline(tmp_path / 'plain', written, weights)
 
     # opened, with adapters on the layers that it names
     adapted = LoraConfig(2, 4.0, own_family.LORA_TARGETS)

@@ -24,6 +24,7 @@ from densegrpo_jax.core.ridge import explained, ridge
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
+from densegrpo_jax.pipelines.inside import hidden_fn
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
@@ -186,7 +187,7 @@ def make_hidden(pipeline: Pipeline, config, sigmas: np.ndarray, mesh: Mesh):
     def hidden(params, conditioning: Conditioning, latents):
         split = lambda x: split_rows(x, mesh)
         text = jax.tree.map(split, repeat_rows(conditioning, group))
-        states = pipeline.hidden_fn(params['transformer'], text, m.guidance, m.height, m.width)
+        states = hidden_fn(pipeline, params['transformer'], text, m.guidance, m.height, m.width)
         levels = jnp.asarray(sigmas, jnp.float32)
         at = lambda x, s: states(split(x), jnp.broadcast_to(s, x.shape[:1]))
         return jax.lax.map(lambda given: at(*given), (latents, levels))

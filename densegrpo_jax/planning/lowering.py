@@ -19,6 +19,7 @@ from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.inside import hidden_fn
 from densegrpo_jax.planning.work import Work
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
@@ -173,7 +174,7 @@ def _process(
         text = pipeline.conditioning_shapes(1)
         base = pipeline.abstract_params(['transformer'])['transformer']
         hidden = jax.eval_shape(
-            lambda base, text, x, s: pipeline.hidden_fn(base, text, m.guidance, m.height, m.width)(
+            lambda base, text, x, s: hidden_fn(pipeline, base, text, m.guidance, m.height, m.width)(
                 x, s
             ),
             *(base, text, whole(1, *pipeline.latent_shape(m.height, m.width)), whole(1)),

@@ -14,7 +14,7 @@ from absl import logging
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import folder_names, save_pipeline
+from densegrpo_jax.pipelines.saving import folder_names, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.pipelines.weights.lora_reading import FILENAME
 from densegrpo_jax.runtime.markdown import table

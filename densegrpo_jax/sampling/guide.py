@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.config.guide_keys import drifts
 from densegrpo_jax.core.guide import Guide, clip_norm, process_states, reward_shift, spsa
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
+from densegrpo_jax.pipelines.inside import hidden_fn
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import scores
 from densegrpo_jax.sampling.sampler import MakeGuide, in_parts, normal_rows, split_rows
@@ -82,8 +83,8 @@ def guide_maker(
             'states': _states(config, schedule),
         }
         if source == 'probe':
-            hidden = pipeline.hidden_fn(
-                params['transformer'], of_samples(conditioning), m.guidance, *size
+            hidden = hidden_fn(
+                pipeline, params['transformer'], of_samples(conditioning), m.guidance, *size
             )
 
             def process(x, s):

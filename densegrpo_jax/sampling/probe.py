@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.inside import probe_fn
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.sampling.sampler import EXACT, normal_rows, sample_keys, split_rows
 
@@ -19,7 +20,7 @@ from densegrpo_jax.sampling.sampler import EXACT, normal_rows, sample_keys, spli
 class Entropies(NamedTuple):
     """At the states x_0 ... x_{T-1} of each prompt's path."""
 
-    policy: np.ndarray  # float32 [T, P], see `Pipeline.probe_fn`
+    policy: np.ndarray  # float32 [T, P], see `pipelines.inside.probe_fn`
     base: np.ndarray | None  # of the base model at the same states; None: not asked for
 
 
@@ -40,8 +41,15 @@ def make_probe(pipeline: Pipeline, config, sigmas: np.ndarray, mesh: Mesh, *, ba
     def probe(params, policy, conditioning: Conditioning, negative, key, places):
         split = lambda x: split_rows(x, mesh)
         text = jax.tree.map(split, conditioning)
-        of = lambda role: pipeline.probe_fn(
-            params['transformer'], role, text, m.guidance, m.height, m.width, negative=negative
+        of = lambda role: probe_fn(
+            pipeline,
+            params['transformer'],
+            role,
+            text,
+            m.guidance,
+            m.height,
+            m.width,
+            negative=negative,
         )
         network, reference = of(policy), of(None)
         keys = sample_keys(jax.random.wrap_key_data(key), places, 1)

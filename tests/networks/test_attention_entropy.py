@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.networks.attention import row_entropy
+from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.folder import load_pipeline
+from densegrpo_jax.pipelines.inside import probe_fn
 from tests import compiled, miniature
 
 RNG = np.random.default_rng(0)
@@ -53,7 +55,7 @@ def flux(tmp_path_factory):
 
 
 def evaluated(kind, pipeline, params, guided=False):
-    """What the pipeline's `velocity_fn` or `probe_fn` gives for two prompts."""
+    """What `Pipeline.velocity_fn` or `probe_fn` gives for two prompts."""
     size, prompts = (32, 32), ['a red circle', 'a blue star']
     text = compiled.encode(pipeline, params, [*prompts, ''])
     rows = lambda part: {name: a[part] for name, a in text.items()}
@@ -61,8 +63,9 @@ def evaluated(kind, pipeline, params, guided=False):
 
     @jax.jit  # weights are arguments: as constants they would take longer to compile
     def evaluate(base, text, negative):
-        make = getattr(pipeline, kind)
-        network = make(base, None, text, 1.5, *size, negative=negative if guided else None)
+        network = kind(
+            pipeline, base, None, text, 1.5, *size, negative=negative if guided else None
+        )
         return network(x, jnp.array([0.9, 0.4]))
 
     return evaluate(params['transformer'], rows(slice(0, 2)), rows(slice(2, 3)))
@@ -70,7 +73,7 @@ def evaluated(kind, pipeline, params, guided=False):
 
 def probed(pipeline, params, guided=False):
     of = pipeline, params, guided
-    return evaluated('velocity_fn', *of), *evaluated('probe_fn', *of)
+    return evaluated(Pipeline.velocity_fn, *of), *evaluated(probe_fn, *of)
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +106,7 @@ def test_guided_networks_are_probed_at_the_prompts_own_rows(tmp_path):
     pipeline, params = load_pipeline(miniature.random_sd3(tmp_path, layers=2), text_length=16)
     plain, v, entropy = probed(pipeline, params, guided=True)
     np.testing.assert_allclose(v, plain, atol=1e-5 * float(jnp.abs(plain).max()))
-    _, alone = evaluated('probe_fn', pipeline, params)
+    _, alone = evaluated(probe_fn, pipeline, params)
     np.testing.assert_allclose(entropy, alone, rtol=1e-4)
 
 
@@ -111,4 +114,4 @@ def test_a_family_without_a_probe_says_so(tmp_path):
     pipeline, params = load_pipeline(miniature.random_sd15(tmp_path), text_length=1)
     named = 'StableDiffusionPipeline cannot be probed; that of FluxPipeline, Flux2Kl.*Diffusion3'
     with pytest.raises(ValueError, match=named):
-        pipeline.probe_fn(params['transformer'], None, {}, 1.0, 64, 64)
+        probe_fn(pipeline, params['transformer'], None, {}, 1.0, 64, 64)

@@ -10,6 +10,7 @@ import pytest
 
 from densegrpo_jax.networks.mmdit import path
 from densegrpo_jax.pipelines.folder import load_pipeline
+from densegrpo_jax.pipelines.inside import probe_fn
 from tests import miniature
 
 torch = pytest.importorskip('torch')
@@ -122,7 +123,7 @@ def test_entropies_of_every_layer_are_those_of_torch(case, tmp_path, monkeypatch
         np.testing.assert_allclose(ours[path(layer)], rows, atol=1e-5, err_msg=layer)
 
     means = np.stack([rows[:, -image:].mean(1) for rows in torchs.values()])
-    _, entropy = jax.jit(pipeline.probe_fn(*given))(x, s)
+    _, entropy = jax.jit(probe_fn(pipeline, *given))(x, s)
     np.testing.assert_allclose(entropy, means.mean(0), atol=1e-5)
     # Another layer, or the text's tokens too, would not have passed.
     apart = np.abs(means[:, None] - means).max(-1) + np.eye(len(means))

@@ -11,7 +11,8 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks import flux2, lora, sd3, zimage
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.networks.names import FLUX_TARGETS
-from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
+from densegrpo_jax.pipelines.folder import load_pipeline
+from densegrpo_jax.pipelines.saving import save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
 from tests import compiled, miniature
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.pipelines.folder import BUILTIN, load_pipeline, resolve_folder, save_pipeline
+from densegrpo_jax.pipelines.folder import BUILTIN, load_pipeline, resolve_folder
 from densegrpo_jax.pipelines.packing import (
     latent_image_ids,
     pack_latents,
     token_grid,
     unpack_latents,
 )
+from densegrpo_jax.pipelines.saving import save_pipeline
 from tests import miniature
 
 PROMPTS = [

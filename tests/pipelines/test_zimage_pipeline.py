@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline, save_pipeline
+from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
+from densegrpo_jax.pipelines.saving import save_pipeline
 from tests import compiled, miniature
 from tests.qwen_folder import random_tokenizer
 

@@ -12,6 +12,7 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline
+from densegrpo_jax.pipelines.inside import hidden_fn
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data, stream_key
@@ -94,7 +95,7 @@ def networks(opened):
     options = (text, 1.5, *SIZE)
     return (
         lambda params, *at: pipeline.velocity_fn(params['transformer'], None, *options)(*at),
-        lambda params, *at: pipeline.hidden_fn(params['transformer'], *options)(*at),
+        lambda params, *at: hidden_fn(pipeline, params['transformer'], *options)(*at),
     )
 
 
@@ -290,7 +291,7 @@ def test_hidden_states_are_what_the_output_layer_sees(tmp_path, family):
     @jax.jit
     def hidden(base, x):
         network = pipeline.network_fn(base, None, *options)
-        return pipeline.hidden_fn(base, *options)(x, s), network(x, s)
+        return hidden_fn(pipeline, base, *options)(x, s), network(x, s)
 
     states, plain = hidden(base, x)
     assert states.shape[0] == 2 and states.ndim == 2 and states.dtype == jnp.float32

@@ -10,6 +10,7 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.pipelines.folder import load_pipeline
+from densegrpo_jax.pipelines.inside import probe_fn
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.cost import probed
@@ -135,7 +136,7 @@ def test_the_probe_follows_the_policys_ode(folder, sizes):
     found, there = probe(params, full, text, None, key, places)
     assert found.shape == there.shape == (4, 4)
     options = text, config.model.guidance, 16, 32
-    asked = jax.jit(lambda weights, *at: pipeline.probe_fn(weights, None, *options)(*at))
+    asked = jax.jit(lambda weights, *at: probe_fn(pipeline, weights, None, *options)(*at))
     keys = sample_keys(jax.random.wrap_key_data(key), places, 6).reshape(4, 6)[:, 0]
     x = normal_rows(keys, 0, pipeline.latent_shape(16, 32))  # of the group's first sample
     for k in range(4):

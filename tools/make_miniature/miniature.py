@@ -22,13 +22,9 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.schedules import flux_shift_mu
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import (
-    build_pipeline,
-    load_params,
-    resolve_folder,
-    save_pipeline,
-)
+from densegrpo_jax.pipelines.folder import build_pipeline, load_params, resolve_folder
 from densegrpo_jax.pipelines.packing import token_grid
+from densegrpo_jax.pipelines.saving import save_pipeline
 from densegrpo_jax.pipelines.tokenizers import build as build_tokenizers
 from densegrpo_jax.pipelines.tokenizers import load_tokenizers
 from densegrpo_jax.rewards.build import build_reward
