@@ -135,7 +135,9 @@ def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
     """Means by the prompts' tag (GenEval's task, the panel's category) and their mean, which is
     GenEval's overall score.
     """
-    tags = np.array([prompt.metadata.get('tag', '') for prompt in prompts])
+    # a table's own column of that name may hold anything
+    found = [prompt.metadata.get('tag') for prompt in prompts]
+    tags = np.array([tag if isinstance(tag, str) else '' for tag in found])
     tasks = sorted(set(tags) - {''})
     if not tasks:
         return []

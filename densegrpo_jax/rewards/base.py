@@ -124,7 +124,8 @@ def check_scores(scores: Any, reward: Reward, count: int) -> None:
             '(name -> array [N]) and valid (bool [N])'
         )
     for what, array in {'valid': scores.valid, **scores.values}.items():
-        if not hasattr(array, 'dtype') or array.dtype.kind in 'OSUV':
+        kind = getattr(getattr(array, 'dtype', None), 'kind', 'O')  # a tensor's dtype has none
+        if kind in 'OSUV':
             raise RewardError(
                 f'reward {reward.name!r}: {what} is {shown(array)}; expected a numpy array, of '
                 f'{"truth values" if array is scores.valid else "numbers"}'

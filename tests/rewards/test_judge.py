@@ -111,7 +111,9 @@ class Chat:
             return JSONResponse({'error': 'engine died'}, 500)
         if fault == 'no choices':
             return JSONResponse({'choices': []})
-        if fault == 'cut off':
+        if fault == 'null':  # reasoning took all tokens
+            answer['choices'][0] = {'message': {'content': None}, 'finish_reason': 'length'}
+        elif fault == 'cut off':
             answer['choices'][0]['finish_reason'] = 'length'
         elif fault is not None:
             answer['choices'][0]['message']['content'] = fault
@@ -158,14 +160,14 @@ def test_pictures_arrive_losslessly_and_prompts_in_the_rubric(chat):
 
 def test_what_cannot_be_parsed_is_asked_again_and_then_invalid(chat, caplog):
     images = pictures(2)
-    chat.faults.extend(['I would say seven.', 'cut off', '{"score": 11}', '{"score": NaN}'])
+    chat.faults.extend(['I would say seven.', 'cut off', '{"score": 11}', '{"score": NaN}', 'null'])
     chat.bodies.clear()
-    scores = judge(chat, concurrency=1, asks=4)(images[:1], ['p'], [{}])
-    assert not scores.valid[0] and math.isnan(scores.values['judge'][0]) and len(chat.bodies) == 4
-    assert "no score in 4 answers for an image of 'p'" in caplog.text
+    scores = judge(chat, concurrency=1, asks=5)(images[:1], ['p'], [{}])
+    assert not scores.valid[0] and math.isnan(scores.values['judge'][0]) and len(chat.bodies) == 5
+    assert "no score in 5 answers for an image of 'p'" in caplog.text
     varied = [(body.pop('temperature') > 0, body.pop('seed', None)) for body in chat.bodies]
     # what always answers a request alike is asked another
-    assert varied == [(False, None), (True, 1), (True, 2), (True, 3)]
+    assert varied == [(False, None), *((True, n) for n in range(1, 5))]
     assert all(body == chat.bodies[0] for body in chat.bodies)
     chat.faults.extend(['?', '500', 'no choices'])
     scores = judge(chat, concurrency=1)(images, ['p', 'q'], [{}] * 2)
@@ -186,6 +188,18 @@ def test_unified_reward(chat):
     scores = reward(pictures(1), ['p'], [{}])
     assert reward.range == (1, 5) and scores.values['unified'].tolist() == [4.5]
     assert 'Text caption: [p]' in chat.bodies[-1]['messages'][0]['content'][1]['text']
+
+
+def test_a_url_without_its_path_is_found_at_the_start(chat):
+    """Servers without a list of models pass, if they answer a question."""
+    unlisted = Chat()
+    unlisted.app.routes[:] = unlisted.app.routes[1:]
+    with serving(unlisted.app) as url:
+        for given in (url, f'{url}/v1/chat/completions'):
+            with pytest.raises(ValueError, match=r'status 404.*judge\.urls .* end in /v1'):
+                JudgeReward(given, 'judge-7b', make_rng=Steady).check(['p'], [{}])
+        JudgeReward(f'{url}/v1', 'judge-7b', make_rng=Steady).check(['p'], [{}])
+    assert [body['max_tokens'] for body in unlisted.bodies] == [1]
 
 
 def test_errors_and_absence(chat):

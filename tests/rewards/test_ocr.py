@@ -108,6 +108,8 @@ def test_a_prompt_without_target_is_an_error_that_names_it(bad):
     assert bad in str(error.value)
     with pytest.raises(ValueError, match='prompt 0:'):
         reward.check([bad], [{}])
+    with pytest.raises(ValueError, match='prompt 1: the OCR target is 5; expected text'):
+        reward.check(['A sign "OK"', bad], [{}, {'target': 5}])
 
 
 def test_an_engine_failure_makes_only_its_picture_invalid(caplog):

@@ -22,13 +22,20 @@ from PIL import Image
 
 from densegrpo_jax.rewards.base import Scores, at_least_one, check_batch
 from densegrpo_jax.rewards.remote.connection import Answer
-from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Endpoints, low_high, read_json
+from densegrpo_jax.rewards.remote.endpoints import (
+    BadAnswer,
+    Endpoints,
+    describe,
+    low_high,
+    read_json,
+)
 
 log = logging.getLogger(__name__)
 
 PROMPT = '{prompt}'  # a rubric's placeholder for the image's prompt
 # temperature of the second and later requests for an image; at 0 a server would repeat its answer
 AGAIN_TEMPERATURE = 0.7
+COMPLETIONS = '/chat/completions'
 
 
 def parse_json(text: str, high: float) -> float | None:
@@ -188,12 +195,17 @@ class JudgeReward:
         self._met, self._meeting = False, threading.Lock()
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Checks once that a server lists the model. Raises ValueError, or RewardError as
-        `__call__`.
+        """Checks once that a server lists the model or, if it has no list, answers a question.
+        Raises ValueError, or RewardError as `__call__`.
         """
         with self._meeting:
             if not self._met:
-                self._endpoints.call('GET', '/models', b'', '', self._read_models)
+                call = self._endpoints.call
+                if not call('GET', '/models', b'', '', self._read_models):
+                    # the list is optional in this protocol, an answer to a question is not
+                    white = np.full((32, 32, 3), 255, np.uint8)
+                    body = json.dumps(self._question(white, 'white') | {'max_tokens': 1}).encode()
+                    call('POST', COMPLETIONS, body, 'application/json', _check_answered)
                 self._met = True
 
     def __call__(
@@ -210,8 +222,8 @@ class JudgeReward:
         """Implements `Interruptible`."""
         self._endpoints.interrupt()
 
-    def _judge(self, image: np.ndarray, prompt: str) -> float:
-        """The score of one image, NaN if the judge gives none."""
+    def _question(self, image: np.ndarray, prompt: str) -> dict:
+        """The request for an image, but for its sampling."""
         png = io.BytesIO()
         Image.fromarray(image).save(png, format='PNG', compress_level=1)
         url = 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode()
@@ -219,18 +231,22 @@ class JudgeReward:
             {'type': 'image_url', 'image_url': {'url': url}},
             {'type': 'text', 'text': self._rubric.replace(PROMPT, prompt)},
         ]
-        question = {
+        return {
             'model': self._model,
             'messages': [{'role': 'user', 'content': content}],
             'max_tokens': self._max_tokens,
         }
+
+    def _judge(self, image: np.ndarray, prompt: str) -> float:
+        """The score of one image, NaN if the judge gives none."""
+        question = self._question(image, prompt)
         for ask in range(self._asks):
             sampling = (
                 {'temperature': AGAIN_TEMPERATURE, 'seed': ask} if ask else {'temperature': 0}
             )
             body = json.dumps({**question, **sampling}).encode()
             text, whole = self._endpoints.call(
-                'POST', '/chat/completions', body, 'application/json', _read_completion
+                'POST', COMPLETIONS, body, 'application/json', _read_completion
             )
             score = self._parse(text, self.range[1]) if whole else None
             if score is not None and self.range[0] <= score <= self.range[1]:
@@ -243,20 +259,34 @@ class JudgeReward:
         )
         return math.nan
 
-    def _read_models(self, answer: Answer) -> None:
+    def _read_models(self, answer: Answer) -> bool:
+        """Whether there is a list; ValueError if the model is not in it."""
         if answer.status == 404:
-            return  # optional in this protocol
+            return False
         models = read_json(answer, lambda document: [model['id'] for model in document['data']])
         if self._model not in models:
             raise ValueError(
                 f'{answer.url} does not list judge.model={self._model!r}; it lists {models}'
             )
+        return True
+
+
+def _check_answered(answer: Answer) -> None:
+    """Raises ValueError if nothing there answers questions, BadAnswer if an answer is none."""
+    if answer.status in (400, 404, 405, 422):
+        raise ValueError(
+            f'{answer.url} does not take a question with an image ({describe(answer)}): judge.urls '
+            'are base URLs, most of which end in /v1, and judge.model is one that reads images'
+        )
+    _read_completion(answer)
 
 
 def _read_completion(answer: Answer) -> tuple[str, bool]:
-    """Text of a completion, and whether it is whole (not cut off at max_tokens)."""
+    """Text of a completion, and whether it is whole: not cut off at max_tokens, not withheld. Some
+    servers send no text at all if reasoning took all tokens, or for a refusal.
+    """
     pick = lambda choice: (choice['message']['content'], choice['finish_reason'])
     text, reason = read_json(answer, lambda document: pick(document['choices'][0]))
-    if not isinstance(text, str):
+    if text is not None and not isinstance(text, str):
         raise BadAnswer(f'the completion holds no text but {type(text).__name__}')
-    return text, reason == 'stop'
+    return text or '', text is not None and reason == 'stop'
