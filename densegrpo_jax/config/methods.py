@@ -221,7 +221,8 @@ METHODS: Mapping[str, Method] = {
         'group of a prompt has its winner. With classifier-free guidance the guided velocity is '
         'fitted; `model.guidance=1` fits the plain one. SD1.5, which predicts the noise, is '
         'refused.',
-        'T; the update evaluates the winners alone (all samples with `loss.beta` above 0)',
+        'T; the update evaluates the microbatches with winners (all samples with `loss.beta` above '
+        '0 or `loss.measure_kl`)',
     ),
     'stepwise': Method(
         {

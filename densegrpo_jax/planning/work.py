@@ -6,7 +6,6 @@ computes.
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 from typing import Any
 
@@ -17,12 +16,7 @@ from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops, countable
 from densegrpo_jax.sampling.cost import executed, mean_process
 from densegrpo_jax.sampling.schedule import Schedule
-from densegrpo_jax.training.geometry import (
-    passes_of_row,
-    rescored_together,
-    rows_of_sample,
-    skips_rows,
-)
+from densegrpo_jax.training.geometry import microbatches_evaluated, passes_of_row, rescored_together
 
 
 class Work:
@@ -90,11 +84,9 @@ class Work:
         """One forward pass of all rows of an update. Of a loss that chooses its samples, as few as
         an update may have: one of each group.
         """
-        r, config = self._config.rollout, self._config
-        samples = r.prompts * (1 if skips_rows(config) else r.group)
-        micro = config.optim.microbatch
-        evaluated = micro // rescored_together(config)
-        parts = math.ceil(rows_of_sample(config, schedule) * samples / micro)
+        config = self._config
+        evaluated = config.optim.microbatch // rescored_together(config)
+        parts = microbatches_evaluated(config, schedule)
         return self.velocity(evaluated, config.loss.cfg) * parts
 
     def update(self, schedule: Schedule) -> float:

@@ -12,12 +12,7 @@ from densegrpo_jax.preflight.credits import BRANCHES, Credit
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.sampling.cost import of_sample
 from densegrpo_jax.sampling.schedule import Schedule, make_schedule
-from densegrpo_jax.training.geometry import (
-    passes_of_row,
-    rescored_together,
-    rows_of_sample,
-    skips_rows,
-)
+from densegrpo_jax.training.geometry import microbatches_evaluated, passes_of_row, rescored_together
 
 
 class Cost(NamedTuple):
@@ -87,8 +82,8 @@ def _update(config, pipeline: Pipeline, schedule: Schedule) -> float:
     """Evaluations of a sample's update, as `densegrpo_jax.plan` counts them, with what
     rematerialisation repeats. Of a loss that chooses its samples, as few as an update may have.
     """
-    rows = rows_of_sample(config, schedule) / rescored_together(config)
-    rows /= config.rollout.group if skips_rows(config) else 1
+    r, together = config.rollout, config.optim.microbatch / rescored_together(config)
+    rows = microbatches_evaluated(config, schedule) * together / (r.prompts * r.group)
     passes = passes_of_row(config) + (config.model.remat == 'full')
     # a measured evaluation is guided, which is two
     halved = pipeline.takes_negative(config.model.guidance) and not config.loss.cfg

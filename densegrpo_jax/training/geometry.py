@@ -4,6 +4,8 @@ microbatches, and whether all of it fits the mesh.
 
 from __future__ import annotations
 
+import math
+
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import loss_of, roles_read
@@ -39,6 +41,15 @@ def rows_of_sample(config, schedule: Schedule) -> int:
     """Rows of a sample on which an iteration's updates train."""
     moving, kind = schedule.moving, BATCHES[loss_of(config).batch]
     return kind.rows(config, schedule.plan) if moving is None else moving.count
+
+
+def microbatches_evaluated(config, schedule: Schedule) -> int:
+    """Microbatches that an iteration's updates evaluate. Of a loss that chooses its samples, as few
+    as may be: those with the rows of one sample of each group, which come first.
+    """
+    r = config.rollout
+    samples = r.prompts * (1 if skips_rows(config) else r.group)
+    return math.ceil(rows_of_sample(config, schedule) * samples / config.optim.microbatch)
 
 
 def passes_of_row(config) -> int:

@@ -160,7 +160,10 @@ def _introduction(records: Records, budget: float) -> str:
         'repeated, and one more for every other policy that the loss reads there; a gradient of a '
         'process reward counts 2. Every method '
         'has the learning rate, of three, whose curve was the highest on seed '
-        f'{RATE_SEED}, which is in no table. A difference is that of the mean heights of '
+        f'{RATE_SEED}, which is in no table; a control has that of its method. What is made before '
+        'a training is in no count: the process reward of `euphonium`, from `guide.samples` '
+        'rollouts, and the direction of `d2_align`, from `d2.pictures` pictures. '
+        'A difference is that of the mean heights of '
         "two curves up to the same cost, seed by seed, with the 95 % interval of Student's t; it "
         'holds if that interval and the BCa bootstrap exclude 0. The rate stays the same over a '
         'run, so that a curve may be cut anywhere; the score is that of the moving average of the '
@@ -193,7 +196,7 @@ def _table(curves: Curves, axis: str) -> str:
         rows.append((np.mean(heights), row))
     head = ['method', 'seeds', f'score at {spent:,.0f}', 'mean height to there']
     head += [f'against `{other}`' for other in (DENSE, SPARSE)]
-    head += [f'reached the end of `{DENSE}` at'] if target else []
+    head += [f'reached the end of `{DENSE}` after, in parts of {spent:,.0f}'] if target else []
     return table(head, [row for _, row in sorted(rows, key=lambda entry: -entry[0])])
 
 

@@ -71,8 +71,11 @@ def test_a_budget_is_that_of_dense_credit_and_buys_sparse_credit_more_updates():
     # of the record is not measured in these runs
     assert dense.update == sparse.update == 5 * 3
     nft, winners = (sweep.entries(CONFIG, [n], budget, [])[0][0] for n in ('nft', 'winners'))
-    # ten draws, also evaluated by old policy and reference; one sample in twelve
-    assert (nft.update, winners.update) == (10 * 5, 3 / 12)
+    # ten draws, also evaluated by old policy and reference; the recipe has one microbatch, so all
+    # samples are evaluated with the winners
+    assert (nft.update, winners.update) == (10 * 5, 3)
+    (few,), _ = sweep.entries(CONFIG, ['winners'], budget, ['--config.optim.microbatch=2'])
+    assert few.update == 3 / 12  # both winners are in the first of twelve
     assert nft.updating == 24 * 50
     # arguments of every run count
     (longer,), _ = sweep.entries(CONFIG, [SPARSE], budget, ['--config.rollout.steps=10'])
