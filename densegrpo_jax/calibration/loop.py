@@ -294,9 +294,8 @@ def _ended(document: dict, config) -> bool:
     c, history = config.calibration, np.array(document['history'])
     if not len(history):
         return False
-    settled = has_settled(
-        history[:, np.array(document['geometry']['calibrated'])], c.window, c.tolerance
-    )
+    moving = history[:, np.array(document['geometry']['calibrated'])]
+    settled = has_settled(moving, c.window, c.drift, rule=c.rule, eps2=c.eps2)
     document['settled'] = settled
     return settled or len(history) >= c.iterations
 

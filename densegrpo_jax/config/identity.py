@@ -70,7 +70,7 @@ SCOPES: Mapping[str, Scope] = {
             'reward',
             'calibration.*',
         ),
-        but=(*_AMOUNT, 'rollout.log_prob', 'calibration.iterations', 'calibration.tolerance'),
+        but=(*_AMOUNT, 'rollout.log_prob', 'calibration.iterations', 'calibration.drift'),
     ),
     # Scores of policies share a table.
     'evaluation': Scope(

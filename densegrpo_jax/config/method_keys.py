@@ -96,11 +96,11 @@ CALIBRATION = {
     'min_count': whole(8, "'scaled': with fewer non-zero gains psi stays."),
     'window': whole(10, 'Iterations to average, for the result and for the end.'),
     # For a walk without drift, with steps of eps2, the means differ by 0.8 eps2 sqrt(2 window / 3)
-    # = 0.10; for a steady drift by eps2 window = 0.5.
-    'tolerance': positive(
-        0.1,
+    # = 0.2 of a steady drift, which is eps2 window.
+    'drift': positive(
+        0.2,
         'Calibration ends once the means of two consecutive windows differ by less than this share '
-        'of psi, on average over the transitions.',
+        'of what steps all one way make, on average over the transitions.',
     ),
 }
 

@@ -35,7 +35,7 @@ MOVING: dict[str, Key] = {
     'stay_rule': choice(
         'constant',
         "How moving.stay changes along the grid: 'linear' falls to moving.stay_least, "
-        "'exponential' from the 14th place on.",
+        "'exponential' after the 14th place.",
         STAY_RULES,
     ),
     'stay_least': whole(1, "'linear': iterations at the last place."),

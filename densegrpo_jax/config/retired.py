@@ -23,6 +23,8 @@ class Always:
 RETIRED: Mapping[str, Always] = {
     'credit.completion_solver': Always('euler'),
     'credit.completion_grid': Always('timestep'),
+    # a share of psi; calibration.drift=0.2 is the same at the defaults
+    'calibration.tolerance': Always(0.1),
 }
 
 # names in Diffusers, PEFT and peers' scripts -> the last part of ours

@@ -87,16 +87,20 @@ def calibrate_step(
 def has_settled(
     history: Float[np.ndarray, 'I T'] | Sequence[Float[np.ndarray, 'T'] | Sequence[float]],
     window: int,
-    tolerance: float,
+    drift: float,
+    *,
+    rule: str,
+    eps2: float,
 ) -> bool:
-    """Whether psi only oscillates: its mean over the last `window` iterations equals that over the
+    """Whether psi only oscillates: its mean over the last `window` iterations is that over the
     `window` before them.
 
-    They are equal if their mean absolute difference over the transitions is below `tolerance` times
-    the mean psi.
+    Steps all one way move that mean by eps2 * window, of log psi where steps are relative
+    ('scaled'), of psi where they are absolute ('paper'). Psi has settled if the mean absolute
+    difference over the transitions is below `drift` times that.
 
     Args:
-        history: [I, T] psi after each iteration, oldest first.
+        history: [I, T] psi after each iteration, oldest first; above 0.
 
     Returns:
         bool; False while there are fewer than 2 * window iterations.
@@ -104,5 +108,6 @@ def has_settled(
     history = np.asarray(history, np.float64)
     if len(history) < 2 * window:
         return False
-    last, before = history[-window:].mean(0), history[-2 * window : -window].mean(0)
-    return bool(np.abs(last - before).mean() < tolerance * last.mean())
+    stepped = np.log(history) if rule == 'scaled' else history
+    last, before = stepped[-window:].mean(0), stepped[-2 * window : -window].mean(0)
+    return bool(np.abs(last - before).mean() < drift * eps2 * window)

@@ -120,7 +120,9 @@ def backward_log_weights(
     """
     residual = (at_least_f32(x_next) - at_least_f32(mean)) / std
     log_density = -0.5 * jnp.sum(residual**2, axis=tuple(range(1, residual.ndim)))
-    return at_least_f32(carried) + log_density
+    # a particle of weight 0 may have no density either, and a NaN would be drawn
+    known = (at_least_f32(carried) > -jnp.inf) & ~jnp.isnan(log_density)
+    return jnp.where(known, at_least_f32(carried) + log_density, -jnp.inf)
 
 
 def pcnl_proposal(

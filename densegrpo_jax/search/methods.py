@@ -141,7 +141,7 @@ def psi(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
     for one in others:
         first = first.join(one)
     # A state without a score has no such density: its weight is 0.
-    carried = -np.where(np.isfinite(first.reward), first.reward, 0) / rule.temperature
+    carried = np.where(np.isfinite(first.reward), -first.reward / rule.temperature, -np.inf)
     last, how = sizes.burn_in + sizes.kept + 1, _weighting(walk, rule)
     result = weighted_pass(walk, first, how, iteration=last, carried=carried)
     return Found(result.particles, walk.draw(result.logw, last, walk.flow.steps))

@@ -198,10 +198,10 @@ def test_psi_of_changed_code_of_ones_own_goes_on_if_it_is_accepted(
 
 
 def test_the_rule_of_the_paper_and_the_end(folder, texts, tmp_path):
-    """Absolute steps of eps2, down where |p - q| reaches eps1; two windows within the tolerance are
-    the end.
+    """Absolute steps of eps2, down where |p - q| reaches eps1; two windows within the share of a
+    drift are the end.
     """
-    paper = {'calibration.rule': 'paper', 'calibration.window': 1, 'calibration.tolerance': 9.0}
+    paper = {'calibration.rule': 'paper', 'calibration.window': 1, 'calibration.drift': 9.0}
     for eps1 in (100, 1):
         changes = {**paper, 'calibration.eps1': eps1}
         _, document = calibrated(make_config(folder, texts, **changes), tmp_path / str(eps1))

@@ -185,6 +185,11 @@ def test_backward_weights_are_the_joint_density_as_a_function_of_the_ancestor():
     joint = weight * potential * norm.pdf(x_next, mean, std).prod(1)
     found = backward_log_weights(*map(np.float32, (carried, x_next, mean, std)))
     np.testing.assert_allclose(np.exp(log_normalised(found)), joint / joint.sum(), rtol=2e-5)
+    # a particle that is not finite has weight 0 before, and none after
+    carried[1], mean[1] = -np.inf, np.nan
+    lost = backward_log_weights(*map(np.float32, (carried, x_next, mean, std)))
+    assert lost[1] == -np.inf
+    np.testing.assert_array_equal(np.delete(lost, 1), np.delete(np.asarray(found), 1))
 
 
 def log_target(x, value):

@@ -10,7 +10,7 @@ import pytest
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.search.budget import Cost, cost, sizes_for
 from densegrpo_jax.search.loop import Particles, Scored, Walk
-from densegrpo_jax.search.methods import METHODS, Rule, Sizes, best_of_n, pg, refine, smc, svdd
+from densegrpo_jax.search.methods import METHODS, Rule, Sizes, best_of_n, pg, psi, refine, smc, svdd
 from densegrpo_jax.search.passes import Weighting, default_states, path, weighted_pass
 from tests.search.gaussian import gaussian_flow, reward, walk
 
@@ -234,6 +234,22 @@ def test_a_prediction_without_score_ends_its_path_at_that_state_alone(potential)
     assert without > 10
     ended = np.isfinite(result.particles.reward)
     assert ended.any() and np.isfinite(result.logw[ended]).all()
+
+
+def test_psi_weighs_a_start_without_a_score_as_nothing():
+    """Of 50 prompts none draws the path of such a start."""
+    calls = []
+
+    def score(x0):
+        calls.append(x0.shape)
+        values = np.full(x0.shape[:2], 0.5, np.float32)
+        if len(calls) <= 2:  # the start of the chains, and their one proposal
+            values[:, 3] = -np.inf
+        return Scored(values)
+
+    w = walk(dataclasses.replace(FLOW, score=score), 50)
+    found = psi(w, Sizes(particles=4, chains=4), Rule(temperature=0.125, threshold=0.0))
+    assert (found.drawn != 3).all() and len(np.unique(found.drawn)) == 3
 
 
 @pytest.mark.parametrize('method', ['smc', 'pg', 'svdd', 'refine', 'psi'])
