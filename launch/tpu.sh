@@ -179,11 +179,16 @@ watch() {
           *) die "the run failed with exit code $run: bash launch/tpu.sh logs --name=$name --zone=$zone" ;;
         esac
         ;;
-      CREATING | STARTING | RESTARTING | REPAIRING) ;;
+      # on the way to another state, or not known now
+      CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING | STOPPING | DELETING | HIDING | UNHIDING | UNKNOWN) ;;
       *)
         if [ -n "$state" ]; then
           say "$name is $state: making it anew"
-          vm delete "$name" --quiet
+          if ! vm delete "$name" --quiet; then
+            say "it could not be deleted now (the lines above say why); trying again in $poll s"
+            sleep "$poll"
+            continue
+          fi
         fi
         if create; then
           failures=0

@@ -468,6 +468,27 @@ def test_a_run_that_some_workers_do_not_start_is_started_again(scripts):
     assert len(begun) == 2 and len(stopped) == 1 and begun[0] < stopped[0] < begun[1]
 
 
+WATCH = ['watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--config=c', '--workdir=w']
+
+
+def test_a_slice_that_cannot_be_deleted_now_is_deleted_later(scripts):
+    """The service may refuse it, or be about to delete the slice itself."""
+    states = ['PREEMPTED', 'PREEMPTED', 'STOPPING', 'DELETING', 'UNKNOWN']
+    answers = {
+        'describe': [*((0, state) for state in states), (1, ''), (0, 'READY')],
+        'gcloud': [(1, ''), (0, '')],
+        'state': [(0, '0')],
+    }
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
+    assert done.returncode == 0, done.stderr
+    assert 'it could not be deleted now (the lines above say why)' in done.stderr
+    told = [call[4] for call in calls[1:]]
+    begin = ['create', 'scp', 'ssh', 'ssh']
+    assert told[:5] == ['describe', 'delete', 'describe', 'delete', *begin[:1]]
+    # made anew after the second; what is on its way elsewhere is left alone
+    assert told[5:] == [*begin[1:], *['describe'] * 4, *begin, 'describe', 'ssh']
+
+
 def test_a_slice_that_can_never_be_set_up_ends_the_watch(scripts):
     answers = {
         'describe': [(0, 'READY')] * 9,
