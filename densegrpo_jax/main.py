@@ -8,11 +8,12 @@ elsewhere name the others with --coordinator, --num_processes and --process_id. 
 the work directory. The same command, run again, continues the run in the work directory.
 
 Exit status: 0 finished; 75 stopped by a signal and resumable; 2 a configuration, file or prompt
-cannot be used, or another run writes to the work directory; 130 stopped by Ctrl-C before the run
-holds its work directory; 1 anything else (with --require_gain, also too little gain). Also 75 if
-reward servers stay unreachable for the reward's `give_up_s`: the run itself is intact, so a
-supervisor may restart it, and it waits for the servers anew. In that case, and if a reward fails in
-another way (1), the last completed update is saved.
+cannot be used, or another run writes to the work directory; 69 other processes of the run did not
+join: start all of them again; 130 stopped by Ctrl-C before the run holds its work directory; 1
+anything else (with --require_gain, also too little gain). Also 75 if reward servers stay
+unreachable for the reward's `give_up_s`: the run itself is intact, so a supervisor may restart it,
+and it waits for the servers anew. In that case, and if a reward fails in another way (1), the last
+completed update is saved.
 
 A key of the command line that the method does not read is refused, as `--config.credit.gae_lambda`
 with another rule than 'gae'; --unread=warn is for scripts that give one key to several methods.

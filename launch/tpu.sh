@@ -5,7 +5,7 @@
 #   bash launch/tpu.sh train  --name=NAME --zone=ZONE [--env=FILE] -- MAIN ARGUMENTS   starts the run on every worker and returns
 #   bash launch/tpu.sh logs   --name=NAME --zone=ZONE [--worker=N]        follows a worker's log, the first one's by default
 #   bash launch/tpu.sh stop   --name=NAME --zone=ZONE                     saves the last update and ends the run on every worker
-#   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted
+#   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted or a worker is lost
 #   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker: a --workdir as given to train
 #   bash launch/tpu.sh delete --name=NAME --zone=ZONE
 # With more than one worker gcloud needs its key in your ssh agent:
@@ -73,6 +73,7 @@ fi
 
 vm() { gcloud compute tpus tpu-vm "$@" --zone="$zone" ${project[@]+"${project[@]}"}; }
 everywhere() { vm ssh "$name" --worker=all --command="$1"; }
+stop() { everywhere 'cd densegrpo_jax && bash launch/tpu_worker.sh stop'; }
 
 choose_version() { # --version, or the software image that goes with the accelerator type
   need --type "$type"
@@ -133,9 +134,17 @@ train() {
   everywhere "cd densegrpo_jax && ${settings}bash launch/tpu_worker.sh train$(printf ' %q' "$@")"
 }
 
-# What watch does with an idle machine. It may happen before ssh is up, or during a preemption: then
-# check the machine again. $failures counts the attempts, because the machine costs money while they
-# fail.
+# An attempt failed. The next one follows, but not for ever, as the machine costs money meanwhile:
+# five in a row are the end, unless a run goes on for an hour between them.
+failed() { # failed WHAT WHY
+  if [ "$((failures += 1))" -lt 5 ]; then
+    say "$name $1 ($2; attempt $failures of 5): trying again"
+  else
+    die "$name $1 in 5 attempts ($2). It is still paid for: watch again, or bash launch/tpu.sh delete --name=$name --zone=$zone"
+  fi
+}
+
+# What watch does with an idle machine. It may happen before ssh is up, or during a preemption.
 begin() {
   local status
   set +e # not `if setup`: there a failing command would not end setup
@@ -145,15 +154,13 @@ begin() {
     (set -e; train "$@")
     status=$?
     # workers that did start would wait for the others, and refuse the next attempt
-    if [ "$status" -ne 0 ]; then everywhere 'cd densegrpo_jax && bash launch/tpu_worker.sh stop'; fi
+    if [ "$status" -ne 0 ]; then stop; fi
   fi
   set -e
   if [ "$status" -eq 0 ]; then
-    failures=0
-  elif [ "$((failures += 1))" -lt 5 ]; then
-    say "$name could not be set up and started (the lines above say why; attempt $failures of 5): looking at it again in $poll s"
+    began=$SECONDS
   else
-    die "$name could not be set up and started in 5 attempts (the lines above say why). It is still paid for: watch again, or bash launch/tpu.sh delete --name=$name --zone=$zone"
+    failed 'could not be set up and started' 'the lines above say why'
   fi
 }
 
@@ -161,7 +168,7 @@ watch() {
   need --bucket "$bucket"
   choose_version # here: a `die` under `if create` would not end the loop
   check_bucket # before a machine is paid for
-  local state run look failures=0
+  local state run look failures=0 began=$SECONDS
   trap 'exit 130' INT # gcloud turns Ctrl-C into a failure, and those are tried again
   look="if [ -e densegrpo_jax/launch/tpu_worker.sh ]; then bash densegrpo_jax/launch/tpu_worker.sh state$(printf ' %q' "$@"); else echo absent; fi"
   while true; do
@@ -170,20 +177,33 @@ watch() {
       READY)
         run="$(vm ssh "$name" --worker=0 --command="$look" || true)"
         case "$run" in
-          running | '') ;; # '': it did not answer
+          running) if [ "$((SECONDS - began))" -ge 3600 ]; then failures=0; fi ;;
+          '') ;; # it did not answer
           0) say "The run has finished. Delete the VM: bash launch/tpu.sh delete --name=$name --zone=$zone"; return ;;
           75 | absent) # stopped, never started or lost in a reboot, which also takes the bucket away
             say "$name is ready and trains nothing ($run): starting the run"
             begin "$@"
             ;;
+          # Killed, aborted as another worker was lost, or alone: that worker may have been rebooted,
+          # and nothing starts the run there.
+          69 | 12[89] | 1[3-9][0-9] | 2[0-9][0-9])
+            failed 'lost a process of the run' "exit code $run: bash launch/tpu.sh logs --worker=N tells of worker N"
+            stop || true
+            begin "$@"
+            ;;
           *) die "the run failed with exit code $run: bash launch/tpu.sh logs --name=$name --zone=$zone" ;;
         esac
         ;;
-      CREATING | STARTING | RESTARTING | REPAIRING) ;;
+      # on the way to another state, or not known now
+      CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING | STOPPING | DELETING | HIDING | UNHIDING | UNKNOWN) ;;
       *)
         if [ -n "$state" ]; then
           say "$name is $state: making it anew"
-          vm delete "$name" --quiet
+          if ! vm delete "$name" --quiet; then
+            say "it could not be deleted now (the lines above say why); trying again in $poll s"
+            sleep "$poll"
+            continue
+          fi
         fi
         if create; then
           failures=0
@@ -209,7 +229,7 @@ case "$action" in
   train) train "$@" ;;
   watch) watch "$@" ;;
   logs) vm ssh "$name" --worker="$worker" --command='tail -n 100 -F densegrpo_jax/train.log' ;;
-  stop) everywhere 'cd densegrpo_jax && bash launch/tpu_worker.sh stop' ;;
+  stop) stop ;;
   fetch)
     need --from "$from"
     need --to "$to"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from densegrpo_jax.data.prompts import PromptSet, columns
@@ -125,6 +127,17 @@ def check_group(group: int, config) -> None:
         )
 
 
+def prompts_together(config, count: int, group: int, mesh: Mesh) -> int:
+    """Prompts of each batch of an evaluation of `count` prompts with `group` images each: as many
+    as `eval.batch` images hold and as divide over the mesh, or if no number does both, the fewest
+    that divide. All `count` prompts if they are fewer; the sampler then splits them all the same.
+    """
+    shards = batch_shards(mesh)
+    unit = shards // math.gcd(group, shards)
+    most = min(config.eval.batch // group, count)
+    return min(count, max(unit, most // unit * unit))
+
+
 class Evaluator:
     """Samples and scores every prompt of a list.
 
@@ -161,8 +174,7 @@ class Evaluator:
         self._prompts, self._shown = prompts, min(config.eval.shown, len(prompts))
         self._group, self._embed, self._name, self._strips = group, embed, name, strips
         check_group(group, config)
-        most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(session.mesh)
-        self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)
+        self._batch = prompts_together(config, len(prompts), group, session.mesh)
         self._sample = sample or make_sampler(
             session.pipeline, config, config.eval.steps, session.mesh
         )

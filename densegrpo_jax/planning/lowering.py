@@ -17,6 +17,7 @@ from densegrpo_jax.config.guard_keys import BRAKE
 from densegrpo_jax.config.guide_keys import IMAGES
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.evaluation.evaluator import prompts_together
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.inside import hidden_fn
@@ -24,7 +25,7 @@ from densegrpo_jax.planning.work import Work
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import shapes
-from densegrpo_jax.runtime.mesh import batch_sharding
+from densegrpo_jax.runtime.mesh import batch_sharding, rows_over
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.cost import largest, probe_evaluations, probed
 from densegrpo_jax.sampling.guide import guide_maker
@@ -67,8 +68,9 @@ def phases(
 ) -> dict[str, Phase]:
     """'probe' (of the attention, one batch of prompts) if there is one, 'rollout' (one batch of
     prompts with completions and decoding), 'update' and 'evaluation' (one batch) of a
-    configuration. Of plans and groups that differ the largest is lowered, and operations are the
-    mean. reward: of `reward_inside`; None: it is made here.
+    configuration. Of plans, groups and batches that differ, as the guard's from the evaluation's,
+    the largest is lowered; operations are the mean, and the evaluation's. reward: of
+    `reward_inside`; None: it is made here.
     """
     every, schedule = schedule, largest(config, schedule)
     r, m = config.rollout, config.model
@@ -122,15 +124,19 @@ def phases(
 
     repeated = work.forward(schedule) if m.remat == 'full' else 0.0
 
-    sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
+    sampler, g = make_sampler(pipeline, config, config.eval.steps, mesh), config.guard
+    count = config.data.eval_prompts or ASSUMED_PROMPTS
+    evaluated = prompts_together(config, count, 1, mesh)
+    guarded = prompts_together(config, g.prompts or count, g.images, mesh) if g.on else 0
+    most = max(evaluated, guarded * g.images)
     drawn = (
         params,
         state.ema,
-        pipeline.conditioning_shapes(config.eval.batch),
+        pipeline.conditioning_shapes(most),
         negative,
-        whole(config.eval.batch, 2, d=jnp.uint32),
+        whole(most, 2, d=jnp.uint32),
     )
-    batches = (config.data.eval_prompts or ASSUMED_PROMPTS) / config.eval.batch
+    computed = rows_over(mesh, evaluated)
     runs, found = r.prompts / r.prompts_per_batch, {}
     if evaluations := probe_evaluations(config, schedule):  # a row for each prompt
         base = probed(config, schedule).base
@@ -143,8 +149,8 @@ def phases(
         'update': Phase(lower_update, 1, work.update(schedule), repeated),
         'evaluation': Phase(
             partial(sampler.lower, *drawn),
-            batches / config.eval.every,
-            config.eval.steps * work.velocity(config.eval.batch) + work.decoding(config.eval.batch),
+            count / evaluated / config.eval.every,
+            config.eval.steps * work.velocity(computed) + work.decoding(computed),
         ),
     }
 

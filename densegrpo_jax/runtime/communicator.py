@@ -8,7 +8,6 @@ given its value.
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import time
 from collections.abc import Callable
@@ -55,21 +54,28 @@ class Communicator:
 
     def merge(self, tree):
         """A pytree of float arrays, NaN where another process has the value -> whole arrays, in
-        every process.
+        every process; where several have one, that of the first of them.
 
-        Structure and shapes must be equal in all processes; the input arrays may be written to.
-        Raises as `exchange`.
+        Structure, shapes and dtypes must be equal in all processes; the input arrays may be written
+        to. Raises as `exchange`. A process sends what it has, and reads the arrays once.
         """
         if self.hosts.count == 1:
             self.before_round()
             return tree
         leaves, structure = jax.tree.flatten(tree)
-        file = io.BytesIO()
-        np.savez(file, *leaves)
-        for given in self.exchange(file.getvalue()):
-            with np.load(io.BytesIO(given), allow_pickle=False) as other:
-                for i, leaf in enumerate(leaves):
-                    np.copyto(leaf, other[f'arr_{i}'], where=np.isnan(leaf))
+        self.before_round()
+
+        def join(given: list[bytes]) -> list[bytes]:
+            whole = [np.full(leaf.shape, np.nan, leaf.dtype) for leaf in leaves]
+            for part in reversed(given):  # the first is the last to write
+                _write_part(whole, part)
+            return [b''.join(leaf.tobytes() for leaf in whole)]
+
+        (whole,), start = self._finish_round(_part(leaves), join=join), 0
+        for leaf in leaves:
+            values = np.frombuffer(whole, leaf.dtype, leaf.size, start)
+            np.copyto(leaf, values.reshape(leaf.shape))
+            start += leaf.nbytes
         return jax.tree.unflatten(structure, leaves)
 
     def someone_leaves(self) -> bool:
@@ -95,12 +101,24 @@ class Communicator:
             with contextlib.suppress(Preempted):
                 self._finish_round(None, seconds)
 
-    def _finish_round(self, value: bytes | None, seconds: float = math.inf) -> list[bytes]:
-        """Gives this process's value (None: it leaves) and waits for those of the others."""
+    def _finish_round(
+        self,
+        value: bytes | None,
+        seconds: float = math.inf,
+        join: Callable[[list[bytes]], list[bytes]] = list,
+    ) -> list[bytes]:
+        """Gives this process's value (None: it leaves) and waits for those of the others, or for
+        what process 0 makes of them (`join`).
+        """
         number, self._round = self._round, self._round + 1
-        given = self.hosts.share(
-            f'round/{number}', b'stop' if value is None else b'go' + value, seconds
-        )
+
+        def joined(given: list[bytes]) -> list[bytes]:
+            if b'stop' in given:
+                return [b'stop']
+            return [b'go' + one for one in join([one[2:] for one in given])]
+
+        own = b'stop' if value is None else b'go' + value
+        given = self.hosts.share(f'round/{number}', own, seconds, joined)
         if self.hosts.primary and number > 1:
             # all have read that round: they have answered in the round after it
             self.hosts.forget(f'round/{number - 2}')
@@ -108,3 +126,30 @@ class Communicator:
             self._over = True
             raise Preempted('stopped by another process of the run')
         return [one[2:] for one in given]
+
+
+def _part(leaves: list[np.ndarray]) -> bytes:
+    """The numbers that this process has of the arrays: of each how many, where, and their values.
+    Bytes without a format: most of an npz file of a few numbers is headers.
+    """
+    parts = []
+    for leaf in leaves:
+        flat = leaf.ravel()
+        places = np.flatnonzero(~np.isnan(flat)).astype(np.uint32)
+        parts += [np.uint32(len(places)), places, flat[places]]
+    return b''.join(part.tobytes() for part in parts)
+
+
+def _write_part(leaves: list[np.ndarray], part: bytes) -> None:
+    """Writes what `_part` made into other arrays of the same shapes and dtypes."""
+    start = 0
+
+    def read(dtype, count: int) -> np.ndarray:
+        nonlocal start
+        found = np.frombuffer(part, dtype, count, start)
+        start += found.nbytes
+        return found
+
+    for leaf in leaves:
+        places = read(np.uint32, int(read(np.uint32, 1)[0]))
+        leaf.reshape(-1)[places] = read(leaf.dtype, len(places))

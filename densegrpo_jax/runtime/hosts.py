@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -77,12 +78,22 @@ class Hosts:
                 return None
             raise
 
-    def share(self, folder: str, value: bytes, seconds: float = math.inf) -> list[bytes]:
+    def share(
+        self,
+        folder: str,
+        value: bytes,
+        seconds: float = math.inf,
+        join: Callable[[list[bytes]], list[bytes]] = list,
+    ) -> list[bytes]:
         """The values of all processes, in their order, once all have given theirs. Each folder is
         used once.
 
-        The primary process joins them, so that N processes read 2 N values and not N^2. Usually
+        The primary process joins them, so that N processes make 2 N reads and not N^2. Usually
         there is no time limit: if a process dies, JAX's heartbeat ends this one.
+
+        Args:
+          join: what the primary process makes of the values; all then return that. Every process
+            reads the result, so with many it should be shorter than all their values.
 
         Raises:
           TimeoutError: not all have given theirs within `seconds`.
@@ -90,10 +101,10 @@ class Hosts:
         """
         until = time.monotonic() + seconds
         if self.count == 1:
-            return [value]
+            return join([value])
         self.put(f'{folder}/{self.index}', value)
         if self.primary:
-            given = [self._await(f'{folder}/{i}', until) for i in range(self.count)]
+            given = join([self._await(f'{folder}/{i}', until) for i in range(self.count)])
             answer = json.dumps([len(one) for one in given]).encode() + b'\n' + b''.join(given)
             self.put(f'{folder}/all', answer)
         else:

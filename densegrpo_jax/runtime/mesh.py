@@ -94,6 +94,12 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def rows_over(mesh: Mesh, rows: int) -> int:
+    """The smallest number of rows, at least ``rows``, that divides over the batch axes."""
+    shards = batch_shards(mesh)
+    return math.ceil(rows / shards) * shards
+
+
 def check_batch(mesh: Mesh, size: int, name: str) -> None:
     """Raises ValueError, naming ``name``, if a batch of ``size`` rows cannot be cut into equal
     pieces.
@@ -103,7 +109,7 @@ def check_batch(mesh: Mesh, size: int, name: str) -> None:
         raise ValueError(
             f'{name} = {size} does not divide over the mesh: data x fsdp = {mesh.shape["data"]} x '
             f'{mesh.shape["fsdp"]} = {shards}. Use a multiple of {shards} (e.g. '
-            f'{math.ceil(size / shards) * shards}), or move devices to config.mesh.tensor.'
+            f'{rows_over(mesh, size)}), or move devices to config.mesh.tensor.'
         )
 
 

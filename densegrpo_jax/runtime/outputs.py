@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterable
 
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.checkpoint_store import DOCUMENT
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import LOCK, RECORD, replace_file
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.journal import is_journal
@@ -20,6 +22,7 @@ from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.reading import parse_json, read_text, shown
 
 SHARED_SECONDS = 30.0  # that a network file system may take to show a new file everywhere
+SOON_SECONDS = 3.0  # as that, where separate folders are as good and every start waits for them
 SHARED = {'text'}  # folders of files that are named by their content: nothing is overwritten there
 
 
@@ -81,22 +84,53 @@ def check_shared(folder: pathlib.Path, hosts: Hosts) -> None:
     try:
         with agreement.alike():
             if hosts.primary:
-                # a name that no process has looked for: network file systems keep answers
-                number, made = tempfile.mkstemp(prefix='.shared_', dir=folder)
-                os.close(number)
+                made = _new_file(folder)
         name = agreement.poll(made and os.path.basename(made))[0]
         with agreement.alike():
-            until = time.monotonic() + SHARED_SECONDS
-            while not (folder / name).exists():
-                if time.monotonic() >= until:
-                    raise ValueError(
-                        f'{folder} is not the folder of that name that process 0 writes to: name '
-                        'one that all processes of the run share'
-                    )
-                time.sleep(0.1)
+            if not _appears(folder / name, SHARED_SECONDS):
+                raise ValueError(
+                    f'{folder} is not the folder of that name that process 0 writes to: name '
+                    'one that all processes of the run share'
+                )
     finally:
         if made:
             os.unlink(made)
+
+
+def is_shared(folder: pathlib.Path, communicator: Communicator) -> bool:
+    """Whether all processes of the run see in `folder`, which process 0 makes, what it writes
+    there. False as well if it cannot write there, or if a file is seen late: then each process does
+    for itself what one could do for all. All must call it; raises as `Communicator.exchange`.
+    """
+    made = None
+    try:
+        if communicator.hosts.primary:
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                made = _new_file(folder)
+        name = communicator.exchange(os.path.basename(made or '').encode())[0].decode()
+        seen = bool(name) and _appears(folder / name, SOON_SECONDS)
+        return all(map(bool, communicator.exchange(b'seen' if seen else b'')))
+    finally:
+        if made:
+            os.unlink(made)
+
+
+def _new_file(folder: pathlib.Path) -> str:
+    """Makes a file whose name no process has looked for: network file systems keep answers."""
+    number, made = tempfile.mkstemp(prefix='.shared_', dir=folder)
+    os.close(number)
+    return made
+
+
+def _appears(path: pathlib.Path, seconds: float) -> bool:
+    """Whether a file is there within some seconds."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _check_inputs(

@@ -14,6 +14,10 @@ from densegrpo_jax.runtime.backends import BACKENDS, HEARTBEAT_SECONDS
 from densegrpo_jax.runtime.cores import cpu_cores
 
 
+class NotJoined(ValueError):
+    """Other processes of the run did not come in time."""
+
+
 def cpu_devices(batch: int) -> int:
     """Number of virtual CPU devices for this host: the largest number up to that of its cores that
     divides `batch` rows.
@@ -91,8 +95,9 @@ def start_processes(
         message.
 
     Raises:
-      ValueError: some of the three are missing, no launcher was found in mode 'on', this
-        process cannot join, or not all have joined within five minutes.
+      ValueError: some of the three are missing, no launcher was found in mode 'on', or this
+        process cannot join.
+      NotJoined: not all have joined within five minutes.
     """
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) and not all(given):
@@ -146,7 +151,7 @@ def start_processes(
                 '0 taken, was one --process_id started twice, or this process alone anew? Start '
                 'all of them again'
             ) from None
-        raise ValueError(
+        raise NotJoined(
             f'not all processes of the run joined in time ({_first_line(error)}): the logs of the '
             'others say why; start all of them again'
         ) from None

@@ -2,7 +2,8 @@
 the process at once.
 
 A process ends with ``FINISHED`` when training is complete, with ``RESUMABLE`` when it was asked to
-stop and the same command continues it, and with anything else when it failed.
+stop and the same command continues it, with ``UNJOINED`` when other processes of its run did not
+come, and with anything else when it failed.
 """
 
 import concurrent.futures
@@ -18,6 +19,9 @@ from densegrpo_jax.runtime.communicator import Communicator, Preempted
 
 FINISHED = 0
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
+# EX_UNAVAILABLE: whoever started the processes must start all of them again. This one alone would
+# wait for the others in vain, for as long as a supervisor starts it again.
+UNJOINED = 69
 
 
 class StopRequest:

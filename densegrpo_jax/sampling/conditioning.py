@@ -29,7 +29,9 @@ from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.pipelines.folder import load_params
 from densegrpo_jax.rewards.local.ocr import normalise
 from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
+from densegrpo_jax.runtime.outputs import is_shared
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.reading import shown
 from densegrpo_jax.runtime.sharding import shardings
@@ -195,14 +197,10 @@ def text_conditioning(
             'the processes of the run were given different prompts: start all with the same '
             'command, on equal files'
         )
-    here = list(cache.stored(prompts).values())
-    # Processes that share a disk store the same; on separate disks some may miss a prompt, or have
-    # it of another run, whose devices rounded otherwise. Then all encode it, and store the same.
-    first = json.loads(exchange(json.dumps(here).encode() if hosts.primary else b'')[0])
-    unlike = np.array([a != b for a, b in zip(here, first, strict=True)])
-    masks = [np.frombuffer(mask, bool) for mask in exchange(unlike.tobytes())]
-    anew = {prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))}
-    missing = [p for p, says in zip(prompts, first) if p in anew or not says]
+    several = directory is not None and hosts.count > 1
+    shared = several and is_shared(directory, stop.communicator)
+    writer = (hosts.index, hosts.count) if shared else (0, 1)
+    missing, anew = _missing(cache, prompts, stop.communicator, *writer)
     if missing:
         named = hashlib.sha256('\n'.join(missing).encode()).hexdigest()[:16]
         with Agreement(hosts, f'text/{named}').alike():
@@ -219,8 +217,33 @@ def text_conditioning(
                 bar.update(count)
                 exchange()
 
-            cache.fill(missing, encoder, encoder.batch, done, anew)
+            cache.fill(missing, encoder, encoder.batch, done, anew, writer)
     return cache
+
+
+def _missing(
+    cache: TextCache, prompts: list[str], communicator: Communicator, index: int, count: int
+) -> tuple[list[str], set[str]]:
+    """The prompts that are to be encoded, alike in all processes, and those of them that replace
+    what is stored.
+
+    count: of processes that share the folder; each, as this one, looks for its part of the prompts.
+    1: each looks for all.
+    """
+    here = list(cache.stored(prompts[index::count]).values())
+    if count > 1:
+        found = np.full(len(prompts), np.nan, np.float32)
+        found[index::count] = [bool(says) for says in here]
+        found = communicator.merge(found)
+        return [prompt for prompt, there in zip(prompts, found) if not there], set()
+    # On separate disks some may miss a prompt, or have it of another run, whose devices rounded
+    # otherwise. Then all encode it, and store the same.
+    own = json.dumps(here).encode() if communicator.hosts.primary else b''
+    first = json.loads(communicator.exchange(own)[0])
+    unlike = [1 if a != b else np.nan for a, b in zip(here, first, strict=True)]
+    anew = communicator.merge(np.array(unlike, np.float32)) == 1
+    of = lambda mask: [prompt for prompt, yes in zip(prompts, mask) if yes]
+    return of(anew | np.array([not says for says in first], bool)), set(of(anew))
 
 
 class Encoder:

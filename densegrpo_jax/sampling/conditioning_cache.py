@@ -4,11 +4,14 @@ trains.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import pathlib
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import jax
@@ -27,6 +30,9 @@ FORMAT = 3  # of the files; files of another format are ignored, and their promp
 
 # The one key of a file's metadata: several would be written in any order, and files differ.
 SAYS = 'format'
+
+AT_ONCE = 32  # files that are asked for at once: a folder on the network may answer slowly
+APPEAR_SECONDS = 30.0  # that a file of another process may take to be seen here
 
 
 def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
@@ -74,6 +80,8 @@ class TextCache:
         self._dtypes = {name: leaf.dtype for name, leaf in shapes.items()}
         self._shapes = shapes
         self._held: dict[str, dict[str, np.ndarray]] = {}  # oldest first
+        self._there: set[str] = set()  # prompts whose files `stored` has found
+        self._awaited: set[str] = set()  # prompts that other processes have stored
 
     def path(self, prompt: str) -> pathlib.Path:
         name = hashlib.sha256(f'{self._key}\n{prompt}'.encode()).hexdigest()
@@ -86,21 +94,40 @@ class TextCache:
         Raises:
           FileNotFoundError: something else than a file has a file's name.
         """
-        return {prompt: self._stored(prompt) for prompt in prompts}
+        if not self._on_disk:
+            return {prompt: 'held' if prompt in self._held else '' for prompt in prompts}
+        paths = {prompt: self.path(prompt) for prompt in prompts}
+        # Folders are listed: a folder on the network takes as long for one of their files.
+        listed: dict[str, bool] = {}
+        told: dict[str, str] = {}
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+            for names in pool.map(_listed, {path.parent for path in paths.values()}):
+                listed |= names
+            parts = [[*paths.items()][i::AT_ONCE] for i in range(AT_ONCE)]
+            says = lambda part: {prompt: self._says(path, listed) for prompt, path in part}
+            for part in pool.map(says, parts):
+                told |= part
+        found = {prompt: told[prompt] for prompt in paths}  # in their order
+        self._there |= {prompt for prompt, says in found.items() if says}
+        return found
 
-    def _stored(self, prompt: str) -> str:
-        path = self.path(prompt)
-        if not self._on_disk or not os.path.lexists(path):
-            return 'held' if self._has(prompt) else ''
-        check_file(path)
+    def _says(self, path: pathlib.Path, listed: Mapping[str, bool]) -> str:
+        """What `stored` tells of a file. listed: name -> whether it is a file, of those there."""
+        if path.name not in listed:
+            return ''
+        if not listed[path.name]:
+            check_file(path)  # before it is opened
         found, says = 'damaged', ''
-        if path.stat().st_size == self._bytes:
-            # the header alone: the arrays are hashed when they are read
-            with (
-                contextlib.suppress(safetensors.SafetensorError),
-                safetensors.safe_open(path, framework='numpy') as file,
-            ):
-                found, says = 'the file of another prompt', (file.metadata() or {}).get(SAYS, '')
+        # The header alone, as the arrays are hashed when they are read; and with a single look for
+        # the path.
+        with (
+            contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError),
+            open(path, 'rb') as file,
+        ):
+            if os.fstat(file.fileno()).st_size == self._bytes:
+                header = file.read(min(int.from_bytes(file.read(8), 'little'), self._bytes))
+                says = str(json.loads(header)['__metadata__'][SAYS])
+                found = 'the file of another prompt'
         if says.startswith(f'{path.stem} '):
             return says[-16:]
         logging.warning('%s is %s; its prompt is encoded anew', path, found)
@@ -108,8 +135,10 @@ class TextCache:
         return ''
 
     def check_room(self, prompts: Sequence[str]) -> None:
-        """Raises ValueError if the disk has too little room for the files of `prompts`."""
-        count = sum(not self._has(prompt) for prompt in prompts) if self._on_disk else 0
+        """Raises ValueError if the disk has too little room for the files of `prompts`, of which
+        `stored` has told.
+        """
+        count = len({*prompts} - self._there) if self._on_disk else 0
         if count:
             what = f'the conditioning of {count} prompts (text_cache)'
             check_room(self._directory, count * self._bytes, what)
@@ -120,9 +149,6 @@ class TextCache:
         row = {name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in self._shapes.items()}
         return len(safetensors.numpy.save(row, _notes('0' * 64, row)))
 
-    def _has(self, prompt: str) -> bool:
-        return self.path(prompt).exists() if self._on_disk else prompt in self._held
-
     def fill(
         self,
         prompts: Sequence[str],
@@ -130,21 +156,31 @@ class TextCache:
         batch: int,
         done: Callable[[int], None],
         anew: Collection[str] = (),
+        writer: tuple[int, int] = (0, 1),
     ) -> None:
         """Encodes and stores `prompts`, `batch` at a time; calls `done(count)` after each batch.
         After a stop it continues with the missing prompts.
 
-        anew: those of the prompts that replace what is stored.
+        Args:
+          anew: those of the prompts that replace what is stored.
+          writer: (i, n): n processes encode the same prompts and share the folder; this is number i
+            and stores every n-th prompt. After `done`, which must wait for the others, all are
+            stored.
         """
+        index, writers = writer
         for start in range(0, len(prompts), batch):
             part = list(prompts[start : start + batch])
             rows = encode(part)
             for i, prompt in enumerate(part):
-                if prompt not in anew and self._has(prompt):
+                if (start + i) % writers != index:
+                    self._awaited.add(prompt)
+                    continue
+                path = self.path(prompt)
+                there = path.exists() if self._on_disk else prompt in self._held
+                if there and prompt not in anew:
                     continue  # another process was first
                 row = {n: np.asarray(rows[n][i]).astype(d) for n, d in self._dtypes.items()}
                 if self._on_disk:
-                    path = self.path(prompt)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_file(path, row, _notes(path.stem, row))
                 else:
@@ -158,7 +194,13 @@ class TextCache:
           KeyError: a prompt is not stored.
           ValueError: a file is damaged or not of its prompt; the message names it.
         """
-        rows = [self._row(prompt) for prompt in prompts]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._held]
+        if len(new) > 1 and self._on_disk:
+            with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+                self._held.update(zip(new, pool.map(self._row, new)))
+        elif new:
+            self._held[new[0]] = self._row(new[0])
+        rows = [self._held[prompt] for prompt in prompts]
         while (
             self._on_disk
             and len(self._held) > len(rows)
@@ -168,13 +210,17 @@ class TextCache:
         return {name: np.stack([row[name] for row in rows]) for name in self._dtypes}
 
     def _row(self, prompt: str) -> dict[str, np.ndarray]:
-        if prompt not in self._held:
-            if not self._on_disk:
-                raise KeyError(f'the prompt {prompt!r} has no conditioning in memory')
-            path = self.path(prompt)
+        if not self._on_disk:
+            raise KeyError(f'the prompt {prompt!r} has no conditioning in memory')
+        path, until = self.path(prompt), time.monotonic() + APPEAR_SECONDS
+        while True:
             try:
-                self._held[prompt] = self._read(path)
+                return self._read(path)
             except FileNotFoundError:
+                # network file systems may show late what another process has written
+                if prompt in self._awaited and time.monotonic() < until:
+                    time.sleep(0.1)
+                    continue
                 raise KeyError(
                     f'the prompt {prompt!r} has no stored conditioning in {self._directory}'
                 ) from None
@@ -183,7 +229,6 @@ class TextCache:
                     f'{path} is damaged ({error}); delete it and start again: it will be computed '
                     'anew'
                 ) from None
-        return self._held[prompt]
 
     def _read(self, path: pathlib.Path) -> dict[str, np.ndarray]:
         """The arrays of a file that is of this name and whole."""
@@ -192,6 +237,15 @@ class TextCache:
             if file.metadata() != _notes(path.stem, row):
                 raise ValueError('its content is not that of its name')
         return row
+
+
+def _listed(folder: pathlib.Path) -> dict[str, bool]:
+    """Name -> whether it is a file, of all that is in a folder; nothing if there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_file() for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
 
 
 def _notes(name: str, row: Mapping[str, np.ndarray]) -> dict[str, str]:

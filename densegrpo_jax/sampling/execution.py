@@ -22,6 +22,7 @@ from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed
 from densegrpo_jax.runtime.leaving import leave_at_once
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import (
+    NotJoined,
     check_device,
     keep_compiled,
     start_devices,
@@ -30,6 +31,7 @@ from densegrpo_jax.runtime.startup import (
 from densegrpo_jax.runtime.stop import (
     FINISHED,
     RESUMABLE,
+    UNJOINED,
     Preempted,
     StopRequest,
     handle_stop_signals,
@@ -139,6 +141,6 @@ def _report(error: Exception) -> int:
         return 1
     if isinstance(error, UNUSABLE_ERRORS):
         logging.error('%s', said(error))
-        return UNUSABLE
+        return UNJOINED if isinstance(error, NotJoined) else UNUSABLE
     logging.exception('this process failed; the others stop when they notice')
     return 1

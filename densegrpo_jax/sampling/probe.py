@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.inside import probe_fn
 from densegrpo_jax.runtime.mesh import replicated
-from densegrpo_jax.sampling.sampler import EXACT, normal_rows, sample_keys, split_rows
+from densegrpo_jax.sampling.sampler import EXACT, filled_rows, normal_rows, sample_keys, split_rows
 
 
 class Entropies(NamedTuple):
@@ -39,7 +39,8 @@ def make_probe(pipeline: Pipeline, config, sigmas: np.ndarray, mesh: Mesh, *, ba
     shape, grid = pipeline.latent_shape(m.height, m.width), jnp.asarray(sigmas, jnp.float32)
 
     def probe(params, policy, conditioning: Conditioning, negative, key, places):
-        split = lambda x: split_rows(x, mesh)
+        split, count = lambda x: split_rows(x, mesh), len(places)
+        conditioning, places = filled_rows((conditioning, places), mesh)
         text = jax.tree.map(split, conditioning)
         of = lambda role: probe_fn(
             pipeline,
@@ -61,6 +62,7 @@ def make_probe(pipeline: Pipeline, config, sigmas: np.ndarray, mesh: Mesh, *, ba
             there = reference(x, s)[1] if base else entropy
             return x + (grid[k + 1] - grid[k]) * v, (entropy, there)
 
-        return jax.lax.scan(step, x, jnp.arange(len(sigmas) - 1))[1]
+        found = jax.lax.scan(step, x, jnp.arange(len(sigmas) - 1))[1]
+        return jax.tree.map(lambda a: a[:, :count], found)
 
     return jax.jit(probe, compiler_options=EXACT, out_shardings=replicated(mesh))

@@ -19,7 +19,7 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.rollout import Rollout, run_plan
 from densegrpo_jax.core.rollout_plan import RolloutPlan
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
-from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
+from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated, rows_over
 from densegrpo_jax.sampling.policy import policy_velocity
 from densegrpo_jax.sampling.schedule import Schedule, beside, drawing_grid
 
@@ -84,11 +84,26 @@ def plan_noise(
 
 def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
     """Splits an axis over the mesh's batch axes; if it does not divide, the compiler places the
-    array.
+    array, as a rule whole on every device: see `filled_rows`.
     """
     if x.shape[axis] % batch_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, axis))
+
+
+def filled_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Arrays whose last row is repeated until the axis divides over the mesh's batch axes. Else
+    every device would compute all of the batch; whoever calls it leaves the further rows out.
+    """
+
+    def filled(x):
+        more = rows_over(mesh, x.shape[axis]) - x.shape[axis]
+        if not more:
+            return x
+        last = jax.lax.slice_in_dim(x, -1, None, axis=axis)
+        return jnp.concatenate([x, jnp.repeat(last, more, axis)], axis)
+
+    return jax.tree.map(filled, tree)
 
 
 def decode_few(
@@ -113,10 +128,10 @@ def in_parts(fn: Callable[[Any], Any], rows: Any, mesh: Mesh, most: int) -> Any:
     Returns:
       Arrays [S, B, ...].
     """
+    count = jax.tree.leaves(rows)[0].shape[1]
+    rows = filled_rows(rows, mesh, 1)
     states, batch = jax.tree.leaves(rows)[0].shape[:2]
     shards = batch_shards(mesh)
-    if batch % shards:
-        shards = 1  # the compiler places them
     here = batch // shards
     few = max(d for d in range(1, min(here, max(1, most)) + 1) if here % d == 0)
 
@@ -127,7 +142,7 @@ def in_parts(fn: Callable[[Any], Any], rows: Any, mesh: Mesh, most: int) -> Any:
 
     def back(x):
         x = jnp.swapaxes(x.reshape(states, here // few, shards, few, *x.shape[2:]), 1, 2)
-        return split_rows(x.reshape(states, batch, *x.shape[4:]), mesh, 1)
+        return split_rows(x.reshape(states, batch, *x.shape[4:]), mesh, 1)[:, :count]
 
     split = lambda part: jax.tree.map(lambda x: split_rows(x, mesh), part)
     found = jax.lax.map(lambda part: fn(split(part)), jax.tree.map(parted, rows))
@@ -218,14 +233,15 @@ def _end_scales(pipeline: Pipeline, plan: RolloutPlan) -> np.ndarray | None:
 def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
     """The jitted plain-ODE sampler: `(params, policy or None, conditioning [B, ...], negative
     conditioning [1, ...] or None, key_data of keys [B]) -> (uint8 [B, H, W, 3], finite [B])`, whole
-    on every device.
+    on every device. The work is split over the mesh for any B.
     """
     m = config.model
     shape = pipeline.latent_shape(m.height, m.width)
     sigmas = drawing_grid(pipeline, config, num_steps)
 
     def sample(params, policy, conditioning: Conditioning, negative, keys):
-        split = lambda x: split_rows(x, mesh)
+        split, count = lambda x: split_rows(x, mesh), len(keys)
+        conditioning, keys = filled_rows((conditioning, keys), mesh)
         velocity = pipeline.velocity_fn(
             params['transformer'],
             policy,
@@ -238,6 +254,6 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
         noise = split(normal_rows(jax.random.wrap_key_data(keys), 0, shape))
         x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)
         images, finite = decode_few(pipeline, params, x0[None], m.height, m.width, mesh)
-        return images[0], finite[0]
+        return images[0, :count], finite[0, :count]
 
     return jax.jit(sample, out_shardings=replicated(mesh))

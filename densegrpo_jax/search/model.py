@@ -20,7 +20,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.sampling.conditioning import place
 from densegrpo_jax.sampling.guide import PIXELS_WITH_GRADIENT
-from densegrpo_jax.sampling.sampler import EXACT, decode_few, in_parts, split_rows
+from densegrpo_jax.sampling.sampler import EXACT, decode_few, filled_rows, in_parts, split_rows
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.search.loop import Flow, Scored
 
@@ -47,12 +47,13 @@ def _programs(of: _Same, mesh: Mesh, size: tuple[int, int], guidance: float) -> 
 
     def velocity(params, policy, negative, text, x, s):
         split = lambda rows: split_rows(rows, mesh)
-        text = jax.tree.map(split, repeat_rows(text, x.shape[1]))
+        of_all = repeat_rows(text, x.shape[1]), x.reshape(-1, *x.shape[2:])
+        text, rows = jax.tree.map(split, filled_rows(of_all, mesh))
         network = pipeline.velocity_fn(
             params['transformer'], policy, text, guidance, *size, negative=negative
         )
-        rows = split(x.reshape(-1, *x.shape[2:]))
-        return network(rows, jnp.broadcast_to(s, rows.shape[:1])).reshape(x.shape)
+        v = network(rows, jnp.broadcast_to(s, rows.shape[:1]))
+        return v[: x.shape[0] * x.shape[1]].reshape(x.shape)
 
     def decoded(params, x0):
         prompts, count = x0.shape[:2]

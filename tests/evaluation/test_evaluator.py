@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from PIL import Image, ImageFont
 
 from densegrpo_jax.config.schema import default_config
@@ -20,12 +21,12 @@ from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
-from densegrpo_jax.evaluation.evaluator import Evaluator, strip
+from densegrpo_jax.evaluation.evaluator import Evaluator, prompts_together, strip
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.communicator import Communicator
-from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.mesh import AXES, make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.session import Session
@@ -146,6 +147,23 @@ def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
     third = Sampler()
     run(third, Record(tmp_path / 'part', {}))
     assert not third.calls
+
+
+@pytest.mark.parametrize(
+    'batch, count, group, devices, expected',
+    [
+        (8, 10, 2, 1, 4),
+        (24, 512, 1, 16, 16),
+        (24, 512, 3, 16, 16),  # 48 images, three on a device: of 8 prompts each would draw all 24
+        (8, 512, 1, 16, 16),  # one on a device, as with any fewer
+        (64, 10, 1, 16, 10),  # all there are; the sampler splits them
+        (192, 512, 1, 64, 192),
+    ],
+)
+def test_an_evaluations_batches_divide_over_the_devices(batch, count, group, devices, expected):
+    config = types.SimpleNamespace(eval=types.SimpleNamespace(batch=batch))
+    mesh = AbstractMesh((1, devices, 1), AXES)
+    assert prompts_together(config, count, group, mesh) == expected
 
 
 class Fails(At):

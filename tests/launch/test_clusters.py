@@ -468,6 +468,56 @@ def test_a_run_that_some_workers_do_not_start_is_started_again(scripts):
     assert len(begun) == 2 and len(stopped) == 1 and begun[0] < stopped[0] < begun[1]
 
 
+WATCH = ['watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--config=c', '--workdir=w']
+
+
+@pytest.mark.parametrize('status', ['69', '134', '137'])
+def test_a_run_that_has_lost_a_process_is_started_again_everywhere(scripts, status):
+    """134: the process on the first worker was aborted, as another was gone; 69: nobody joined it
+    after a restart, as nothing starts the run on a worker that was rebooted.
+    """
+    answers = {'describe': [(0, 'READY')] * 3, 'state': [(0, status), (0, 'running'), (0, '0')]}
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
+    assert done.returncode == 0, done.stderr
+    look = ['describe', 'ssh']
+    again = ['ssh', 'scp', 'ssh', 'ssh']
+    assert [call[4] for call in calls[1:]] == [*look, *again, *look, *look]
+    stop, _, setup, train = (' '.join(call) for call in calls[3:7])
+    assert '--worker=all' in stop and 'tpu_worker.sh stop' in stop
+    assert 'tpu_worker.sh setup' in setup and 'tpu_worker.sh train' in train
+    assert f'lost a process of the run (exit code {status}' in done.stderr
+
+
+def test_a_run_that_loses_a_process_at_every_start_ends_the_watch(scripts):
+    answers = {
+        'describe': [(0, 'READY')] * 9,
+        'state': [(0, '134'), (0, 'running')] * 4 + [(0, '137')],
+    }
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
+    assert done.returncode == 1
+    assert sum('tpu_worker.sh train' in ' '.join(call) for call in calls) == 4
+    assert 'n lost a process of the run in 5 attempts (exit code 137: bash' in done.stderr
+    assert 'launch/tpu.sh delete --name=n --zone=z' in done.stderr
+
+
+def test_a_slice_that_cannot_be_deleted_now_is_deleted_later(scripts):
+    """The service may refuse it, or be about to delete the slice itself."""
+    states = ['PREEMPTED', 'PREEMPTED', 'STOPPING', 'DELETING', 'UNKNOWN']
+    answers = {
+        'describe': [*((0, state) for state in states), (1, ''), (0, 'READY')],
+        'gcloud': [(1, ''), (0, '')],
+        'state': [(0, '0')],
+    }
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
+    assert done.returncode == 0, done.stderr
+    assert 'it could not be deleted now (the lines above say why)' in done.stderr
+    told = [call[4] for call in calls[1:]]
+    begin = ['create', 'scp', 'ssh', 'ssh']
+    assert told[:5] == ['describe', 'delete', 'describe', 'delete', *begin[:1]]
+    # made anew after the second; what is on its way elsewhere is left alone
+    assert told[5:] == [*begin[1:], *['describe'] * 4, *begin, 'describe', 'ssh']
+
+
 def test_a_slice_that_can_never_be_set_up_ends_the_watch(scripts):
     answers = {
         'describe': [(0, 'READY')] * 9,

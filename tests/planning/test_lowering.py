@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.config.moving_keys import budget_sizes
@@ -66,6 +67,24 @@ def test_a_process_reward_is_part_of_the_rollout():
     expected = plain.flops + 3 * decoding + 2 * (network + decoding)
     np.testing.assert_allclose(value.flops, expected, rtol=1e-6)
     assert value.lowered is not None  # with its drift it is one program
+
+
+def test_an_evaluation_is_that_of_the_batches_it_takes():
+    """Of all its prompts if they are fewer than eval.batch, and of the guard's images, if they are
+    more: with 2 prompts on 4 devices each draws one. Operations are those of the evaluation.
+    """
+    mesh = make_mesh({'data': 4, 'fsdp': 1, 'tensor': 1}, jax.devices()[:4])
+    sparse = {'credit.rule': 'sparse', 'eval.batch': 16}
+    few = {'data.eval_prompts': 2}
+    guard = {'guard.on': True, 'guard.prompts': 3, 'guard.images': 4}
+    changes = {'all': {}, 'few': few, 'guarded': few | guard}
+    found = {name: planned(mesh, **sparse, **more)[0] for name, more in changes.items()}
+    found = {name: phases['evaluation'] for name, phases in found.items()}
+    drawn = {name: phase.lowered.out_info[0].shape[0] for name, phase in found.items()}
+    assert drawn == {'all': 16, 'few': 2, 'guarded': 12}
+    of_all = found['all'].flops / 4
+    assert [found[name].flops for name in ('few', 'guarded')] == pytest.approx([of_all] * 2)
+    assert found['few'].runs == 1 / tiny_ocr.get_config().eval.every
 
 
 def test_the_attention_probe_is_a_program_of_its_own():

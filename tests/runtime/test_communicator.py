@@ -34,6 +34,39 @@ def test_what_nobody_has_stays_missing():
     assert Communicator().merge({'x': alone})['x'] is alone
 
 
+def test_all_have_the_value_of_the_first_that_has_one():
+    def merged(hosts):
+        values = np.array([[np.nan, hosts.index], [hosts.index or np.nan, np.nan]])
+        return Communicator(hosts).merge((values, np.full(2, np.nan, np.float32)))
+
+    for values, nobodys in on_hosts(merged, 3):
+        np.testing.assert_array_equal(values, [[np.nan, 0], [1, np.nan]])
+        np.testing.assert_array_equal(nobodys, [np.nan] * 2)
+
+
+def test_a_process_reads_the_arrays_once_however_many_processes_there_are():
+    """And sends no more than its own numbers and their places."""
+
+    def merged(hosts):
+        read, sent = [], []
+        wait, put = hosts.wait, hosts.put
+
+        def waits(name, seconds):
+            read.append(wait(name, seconds))
+            return read[-1]
+
+        hosts.wait, hosts.put = waits, lambda name, value: (sent.append(value), put(name, value))
+        own = np.arange(800) % hosts.count == hosts.index
+        found = Communicator(hosts).merge(np.where(own, np.arange(800), np.nan).astype(np.float32))
+        np.testing.assert_array_equal(found, np.arange(800))
+        return hosts.primary, max(map(len, read)), len(sent[0])
+
+    primary, *others = on_hosts(merged, 8)
+    assert primary[2] < 1000
+    for _, read, sent in others:
+        assert read < 800 * 4 + 100 and sent < 1000
+
+
 def test_a_round_that_one_leaves_ends_for_all_and_so_do_later_ones():
     def loop(hosts):
         communicator, rounds = Communicator(hosts), []

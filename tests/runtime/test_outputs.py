@@ -6,9 +6,10 @@ import os
 import pytest
 
 from densegrpo_jax.runtime import outputs
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import RECORD, only_writer
 from densegrpo_jax.runtime.hosts import Hosts
-from densegrpo_jax.runtime.outputs import check_shared, claim
+from densegrpo_jax.runtime.outputs import check_shared, claim, is_shared
 from tests.fake_hosts import on_hosts
 
 
@@ -125,3 +126,15 @@ def test_a_folder_of_one_process_alone_is_refused_by_all(tmp_path, monkeypatch):
     assert f'{folders[1]} is not the folder of that name that process 0 writes to' in str(second)
     assert str(first) == f'process 1 of the run: {second}'
     assert not [path for folder in folders for path in folder.iterdir()]
+
+
+def test_processes_find_out_whether_a_folder_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, 'SOON_SECONDS', 0.0)
+    (tmp_path / 'file').touch()
+    shared = lambda name: on_hosts(
+        lambda hosts: is_shared(tmp_path / name(hosts.index), Communicator(hosts)), 3
+    )
+    assert shared(lambda index: 'new/folder') == [True] * 3
+    assert shared(lambda index: f'{index > 1}') == [False] * 3
+    assert shared(lambda index: 'file') == [False] * 3  # nothing can be written there
+    assert not [*tmp_path.rglob('.*')]

@@ -4,6 +4,7 @@ encoders in memory.
 
 import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.runtime.communicator import Communicator
+from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling import conditioning_cache
 from densegrpo_jax.sampling.conditioning import place, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 from densegrpo_jax.sampling.session import open_base
@@ -156,6 +159,88 @@ def test_processes_with_separate_disks_have_one_encoding_of_a_prompt(folder, tmp
     for prompt in PROMPTS:
         assert first.path(prompt).read_bytes() == second.path(prompt).read_bytes()
     assert [path.stat().st_mtime_ns for path in both] == before
+
+
+def written(monkeypatch, write=conditioning_cache.write_file):
+    """The names of the files that are written from now on."""
+    names = []
+    monkeypatch.setattr(
+        conditioning_cache,
+        'write_file',
+        lambda path, *what: (names.append(path.name), write(path, *what)),
+    )
+    return names
+
+
+def test_processes_with_one_folder_share_the_work(folder, tmp_path, monkeypatch):
+    """Each looks for its part of the prompts and stores its part; all read everything, with the
+    bytes of one process. A file that was cut short is found, whoever looks for it.
+    """
+    alone = stored(folder, tmp_path / 'alone')
+    names, asked, ask = written(monkeypatch), [], TextCache.stored
+
+    def one_asks(cache, prompts):
+        asked.extend(prompts)
+        return ask(cache, prompts)
+
+    monkeypatch.setattr(TextCache, 'stored', one_asks)
+
+    def on_host(hosts):
+        cache = stored(folder, tmp_path / 'all', stop=StopRequest(Communicator(hosts)))
+        return cache(PROMPTS)['context']
+
+    for damaged in PROMPTS, PROMPTS[1:2], []:
+        names.clear(), asked.clear()
+        for found in on_hosts(on_host, 3):
+            np.testing.assert_array_equal(found, alone(PROMPTS)['context'])
+        assert sorted(asked) == sorted(PROMPTS)
+        assert sorted(names) == sorted(alone.path(prompt).name for prompt in damaged)
+        path = tmp_path / 'all' / alone.path(PROMPTS[1]).relative_to(tmp_path / 'alone')
+        assert path.read_bytes() == alone.path(PROMPTS[1]).read_bytes()
+        if damaged == PROMPTS:
+            path.write_bytes(path.read_bytes()[:-7])
+    assert not [*(tmp_path / 'all').glob('.*')]
+
+
+def test_nobody_waits_for_what_another_process_could_not_store(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Hosts, 'LOOK_SECONDS', 0.01)
+    here, write = threading.local(), conditioning_cache.write_file
+
+    def full(path, *what):
+        if here.index == 1:
+            raise OSError(f'could not write {path}: disk full')
+        write(path, *what)
+
+    written(monkeypatch, full)
+
+    def on_host(hosts):
+        here.index = hosts.index
+        try:
+            stored(folder, tmp_path, stop=StopRequest(Communicator(hosts)))
+        except OSError as error:  # as `execution.execute` does
+            hosts.fail(error)
+            hosts.end()
+            raise
+
+    other, own, third = on_hosts(on_host, 3)
+    assert type(own) is OSError
+    for error in (other, third):
+        assert isinstance(error, OtherProcessFailed) and 'disk full' in str(error)
+    monkeypatch.undo()
+    assert len(stored(folder, tmp_path)(PROMPTS)['context']) == len(PROMPTS)
+
+
+def test_a_file_of_another_process_that_appears_late_is_waited_for(tmp_path, monkeypatch):
+    rows = lambda part: _rows(len(part))
+    one, two = (TextCache(tmp_path, 'key', _rows(1)) for _ in range(2))
+    one.fill(PROMPTS, rows, 2, lambda n: None, writer=(0, 2))
+    late = lambda _: two.fill(PROMPTS, rows, 2, lambda n: None, writer=(1, 2))
+    monkeypatch.setattr(conditioning_cache.time, 'sleep', late)
+    assert one(PROMPTS)['context'].shape == (5, 2, 3)
+    two.path(PROMPTS[0]).unlink()
+    monkeypatch.setattr(conditioning_cache, 'APPEAR_SECONDS', 0.0)
+    with pytest.raises(KeyError, match='ONE'):  # not for ever
+        two(PROMPTS[:1])
 
 
 def test_a_file_of_another_prompt_or_encoder_is_not_used(tmp_path, caplog):
