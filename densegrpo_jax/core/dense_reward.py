@@ -2,7 +2,7 @@
 (DenseGRPO Sec. 4.1 and its baselines).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,16 +36,20 @@ def needed_states(credit: str | CreditRule, masks: StepMasks) -> tuple[int, ...]
     return tuple(sorted(states))
 
 
-def every_state(states: tuple[int, ...], every: int) -> tuple[int, ...]:
+def every_state(
+    states: tuple[int, ...], every: int, source: Callable[[int], int] = lambda k: k
+) -> tuple[int, ...]:
     """Those of a rule's states that are completed if rewards between are interpolated: the first
-    and every `every`-th after it, the last before T, and T.
+    and every `every`-th after it, the last before T, and T; and all whose completion is that of one
+    of these, as their reward is known.
 
     The last before T bounds the interpolation: if the trained transitions end before T, they get no
-    share of the gain from there to T.
+    share of the gain from there to T. The known ones keep gains from transitions without noise.
 
     Args:
         states: `needed_states`.
         every: m >= 1; 1 keeps all.
+        source: state -> the state whose completion it has, `completion_source`.
 
     Returns:
         tuple of int, increasing; ends with T.
@@ -53,7 +57,8 @@ def every_state(states: tuple[int, ...], every: int) -> tuple[int, ...]:
     if every < 1:
         raise ValueError(f'every is {every}; expected 1 (all states) or more')
     before_end = states[:-1]
-    return tuple(sorted({*before_end[::every], *before_end[-1:], states[-1]}))
+    known = {source(k) for k in (*before_end[::every], *before_end[-1:], states[-1])}
+    return tuple(k for k in states if source(k) in known)
 
 
 def state_rewards(

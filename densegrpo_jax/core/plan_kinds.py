@@ -9,7 +9,7 @@ import numpy as np
 from densegrpo_jax.core.branch_plan import BRANCH, branch_plan, merged_targets
 from densegrpo_jax.core.credit_rules import CreditRule
 from densegrpo_jax.core.dense_reward import every_state, needed_states
-from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.masks import StepMasks, completion_source
 from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.rollout_plan import (
     ANCHOR,
@@ -82,17 +82,19 @@ def active_masks(masks: StepMasks, active: str) -> StepMasks:
 
 def _trajectory(setting: Setting, *, completion_every=1, completion_steps=0) -> RolloutPlan:
     """`trajectory_plan` with the states that the credit rule reads."""
-    states = every_state(needed_states(setting.rule, setting.masks), completion_every)
-    last = len(setting.masks.trained)
-    kind = setting.rule.reads
+    masks, kind, n = setting.masks, setting.rule.reads, completion_steps or None
+    # every prediction is an image of its own
+    source = lambda k: completion_source(masks, k, n) if kind == STATE else k
+    states = every_state(needed_states(setting.rule, masks), completion_every, source)
+    last = len(masks.trained)
     points = [Point(kind if k < last else STATE, k) for k in states]
     end = Point(X0HAT, last - 1)
     if setting.rule.reads_predictions:
         points.append(Point(ANCHOR, 0))
     # The last prediction is the sample itself if the last step goes there without noise.
-    ends_there = not setting.masks.stochastic[-1] and setting.sigmas[-1] == 0 and end in points
+    ends_there = not masks.stochastic[-1] and setting.sigmas[-1] == 0 and end in points
     asked = [p for p in points if not (ends_there and p == end)]
-    plan = trajectory_plan(setting.masks, asked, completion_steps or None, setting.beside)
+    plan = trajectory_plan(masks, asked, n, setting.beside)
     if ends_there:
         sample = len(plan.completions) - 1
         plan = plan._replace(points=(*plan.points, end), sources=(*plan.sources, sample))

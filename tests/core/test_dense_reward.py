@@ -6,13 +6,17 @@ import pytest
 from densegrpo_jax.core.credit_rules import (
     CREDIT_RULES,
     CreditRule,
+    as_credit_rule,
     coca_shares,
+    read_all,
     read_offsets,
     turning_points,
 )
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.plan_kinds import PLAN_KINDS, Setting
 from densegrpo_jax.core.prediction_rewards import Predictions
+from densegrpo_jax.core.rollout_plan import X0HAT
 from tests.shapes import unchecked
 
 REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
@@ -206,6 +210,67 @@ def test_every_state():
     assert every_state((10,), 2) == (10,)  # sparse
     with pytest.raises(ValueError, match='every is 0'):
         every_state((0, 1), 0)
+
+
+GAINS_OF_ALL = CreditRule(lambda rewards: rewards[1:] - rewards[:-1], read_all)
+
+
+@pytest.mark.parametrize(
+    'rule, noisy, options, completed, values, expected',
+    [
+        # SD3.5's grid, silent from state 8 on: there a completion is the sample. The last gain is
+        # made by 6 and 7 alone, and lambda = 0.5 sums from the end
+        ('gae', range(8), {'gae_lambda': 0}, (0, 3, 6), (0, 0, 0, 1), {6: 0.5, 7: 0.5}),
+        ('gae', range(8), {}, (0, 3, 6), (0, 0, 0, 1), {7: 0.5, 6: 0.75, 5: 0.375}),
+        # rollout.last=3, every 4th state: states 3 and 4 are the sample
+        (
+            'gae',
+            range(3),
+            {'every': 4, 'gae_lambda': 0},
+            (0,),
+            (0, 1),
+            dict.fromkeys(range(3), 1 / 3),
+        ),
+        # moving.steps=random: between 1 and 4 nothing adds noise, so V_2 = V_4
+        ('dense', (1, 4), {'every': 2}, (1, 4), (0, 1, 1.5), {1: 1, 4: 0.5}),
+        ('gae', (1, 4), {'every': 3, 'gae_lambda': 0}, (1, 4), (0, 1, 1.5), {1: 1, 4: 0.5}),
+        # a window [2, 5): the states before it have the completion of state 2
+        (GAINS_OF_ALL, (2, 3, 4), {'every': 4}, (2, 4), (0, 1, 3), {2: 0.5, 3: 0.5, 4: 2}),
+        # completions of two steps end at the sample from state 8 on; of one step, from 9 on
+        ('gae', range(8), {'n': 2, 'gae_lambda': 0}, (0, 3, 6), (0, 0, 0, 1), {6: 0.5, 7: 0.5}),
+        ('gae', range(8), {'n': 1, 'gae_lambda': 0}, (0, 3, 6), (0, 0, 0, 1), {6: 1 / 3, 7: 1 / 3}),
+    ],
+)
+def test_a_state_whose_reward_is_known_is_not_interpolated(
+    rule, noisy, options, completed, values, expected
+):
+    """T = 10; every 3rd state is completed unless said otherwise. By hand: a gain goes to the noisy
+    transitions between the completed states, and no more is completed for it.
+    """
+    options = {'every': 3, 'n': 0, **options}
+    every, n = options.pop('every'), options.pop('n')
+    on = np.isin(np.arange(10), noisy)
+    setting = Setting(
+        np.linspace(1, 0, 11), np.ones(10), StepMasks(on, on), max(noisy) + 1, as_credit_rule(rule)
+    )
+    plan = PLAN_KINDS['trajectory'].make(setting, completion_every=every, completion_steps=n)
+    assert plan.states == (*completed, 10)
+    assert plan.nfe == 10 + sum(min(n or 10, 10 - k) - 1 for k in completed)
+    rewards = state_rewards(
+        np.array(values, np.float32)[:, None], plan.sources_of(), interpolate=True
+    )
+    given = dense_reward(rewards, rule, **options)[:, 0]
+    for k, credit in expected.items():
+        assert given[k] == pytest.approx(credit, abs=1e-6)
+
+
+def test_a_prediction_is_no_completion():
+    """The prediction at a state costs an image of its own also where nothing adds noise."""
+    on = np.arange(6) < 2
+    rule = CreditRule(lambda rewards: rewards[1:], read_all, reads=X0HAT)
+    setting = Setting(np.linspace(1, 0, 7), np.ones(6), StepMasks(on, on), 2, rule)
+    plan = PLAN_KINDS['trajectory'].make(setting, completion_every=3)
+    assert [k for k, c in enumerate(plan.sources_of(X0HAT)) if c >= 0] == [0, 3, 5, 6]
 
 
 def test_rewards_between_completed_states_lie_on_a_line():
