@@ -107,6 +107,7 @@ DANCE_METHODS: Mapping[str, Method] = {
         'Gradients are normalised, so that a drift is std times the noise; its script leaves them '
         'as they are. [euphonium.md](euphonium.md)',
         'T, and one of the base at every state that drifts or is scored (here the states 3, 4 and '
-        '5 of 6), the drifting ones with a gradient, about two evaluations more each',
+        '5 of 6), the drifting ones with a gradient, about two evaluations more each; and once '
+        '2 T + 1 for each of `guide.samples` rollouts',
     ),
 }

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+from typing import NamedTuple
+
+from densegrpo_jax.config.guide_keys import has_guide
 from densegrpo_jax.preflight import costs
+from densegrpo_jax.rewards.directional import read_direction
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.cost import SampleCost, of_sample
+from densegrpo_jax.sampling.process_reward import read_probe
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 
@@ -29,6 +35,36 @@ def updating(config) -> float:
     twice = 1 + pipeline.takes_negative(config.model.guidance)
     gradients = of_sample(config, make_schedule(pipeline, config)).gradients
     return twice * costs.cost(config, pipeline).update + 2 * gradients
+
+
+class Before(NamedTuple):
+    """Spent once, before a training: network evaluations, and images scored or embedded."""
+
+    nfe: float = 0.0
+    images: float = 0.0
+
+
+def before(config) -> Before:
+    """What the file that a run reads took to make: of a process reward its rollouts, with the base
+    network at each of their T + 1 states, of a direction its pictures by the ODE. The file says how
+    many, else the keys. Those without a score are not among them.
+
+    Raises:
+      FileNotFoundError, ValueError: the file is missing or damaged.
+    """
+    pipeline = open_shapes(config, make_mesh(config.mesh))
+    twice = 1 + pipeline.takes_negative(config.model.guidance)
+    steps, guide, d2 = config.rollout.steps, config.guide, config.d2
+    found = Before()
+    if has_guide(config) and guide.source == 'probe':
+        facts = read_probe(pathlib.Path(guide.file).expanduser()).facts
+        count = facts.get('samples', guide.samples)
+        found = Before(count * (twice * steps + steps + 1), count)
+    if d2.file:
+        facts = read_direction(pathlib.Path(d2.file).expanduser()).facts
+        count = facts.get('pictures', d2.pictures)
+        found = Before(found.nfe + count * twice * config.eval.steps, found.images + count)
+    return found
 
 
 def samples(config) -> int:

@@ -161,8 +161,8 @@ def _introduction(records: Records, budget: float) -> str:
         'process reward counts 2. Every method '
         'has the learning rate, of three, whose curve was the highest on seed '
         f'{RATE_SEED}, which is in no table; a control has that of its method. What is made before '
-        'a training is in no count: the process reward of `euphonium`, from `guide.samples` '
-        'rollouts, and the direction of `d2_align`, from `d2.pictures` pictures. '
+        'a training, such as a process reward, is in no budget and no cost; the table of learning '
+        'rates says beside each method what it took. '
         'A difference is that of the mean heights of '
         "two curves up to the same cost, seed by seed, with the 95 % interval of Student's t; it "
         'holds if that interval and the BCa bootstrap exclude 0. The rate stays the same over a '
@@ -230,9 +230,11 @@ def _rates(searched: Mapping[str, Mapping[float, float]], found: Sequence[Entry]
             best = chosen.get(entry.name)
             counts = entry.cost.nfe, entry.update, entry.cost.images
             cost = [*(f'{count:g}' for count in counts), str(entry.updates)]
+            cost += [f'{count:,.0f}' for count in entry.before]
             used = f'{entry.learning_rate * best:g}' if best else 'not all tried'
             rows.append([f'`{entry.name}`', *cost, tried, used])
     head = ['method', 'NFE of a sample', 'of its update', 'images of a sample', 'updates']
+    head += ['NFE before the training', 'images before it']
     return table([*head, 'rate: mean height of the curve', 'used'], rows)
 
 

@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 from densegrpo_jax.config.loading import with_method
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.trees import dotted
-from experiments.equal_cost.budget import SampleCost, cost, samples, updates_within, updating
+from experiments.equal_cost.budget import (
+    Before,
+    SampleCost,
+    before,
+    cost,
+    samples,
+    updates_within,
+    updating,
+)
 from experiments.equal_cost.curves import mean_to
 from experiments.equal_cost.variants import DENSE, VARIANTS, Variant
 from experiments.reproduction.records import Records
@@ -36,6 +44,7 @@ class Entry:
       per_update: samples of an update.
       updates: as many as the budget pays for.
       learning_rate: the recipe's. measures_kl: whether its runs would.
+      before: spent before its runs, which the budget is not to pay for.
     """
 
     name: str
@@ -47,6 +56,7 @@ class Entry:
     learning_rate: float
     update: float
     measures_kl: bool = False
+    before: Before = Before()
 
     @property
     def images(self) -> float:
@@ -154,6 +164,7 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
         complete.optim.learning_rate,
         updating(complete),
         measures_kl,
+        before(complete),
     )
 
 

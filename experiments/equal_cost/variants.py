@@ -162,7 +162,8 @@ CLAIMS = (
     ),
     Claim(
         'Euphonium (2602.04928)',
-        'drift along a process reward, and its advantage, learn faster than the same without them',
+        'drift along a process reward, and its advantage, learn faster than the same without them; '
+        'what the process reward took is not counted',
         (Comparison('euphonium', 'euphonium_plain'),),
     ),
     Claim(

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.rewards.directional import Direction, write_direction
+from densegrpo_jax.sampling.process_reward import Probe, write_probe
 from experiments import reproduce
 from experiments.equal_cost import measures, page, sweep
 from experiments.equal_cost import run as equal_cost
@@ -82,6 +84,32 @@ def test_a_budget_is_that_of_dense_credit_and_buys_sparse_credit_more_updates():
     assert longer.updates == 126
 
 
+def test_what_is_made_before_a_training_is_counted_beside_its_budget(tmp_path, run):
+    budget, file = 30_240.0, tmp_path / 'process.npz'
+    write_probe(file, Probe(np.ones(4), np.ones(3), {}, {'samples': 960.0}))
+    extra = [f'--config.guide.file={file}']
+    (drifts, plain, sparse), _ = sweep.entries(
+        CONFIG, ['euphonium', 'euphonium_plain', SPARSE], budget, extra
+    )
+    # by hand: a rollout of T = 6, and the base network at its 7 states; its image is scored
+    assert drifts.before == (960 * 13, 960) == (12_480, 960)
+    assert plain.before == sparse.before == (0, 0)
+    assert drifts.updates == updates_within(budget, 24 * drifts.cost.nfe)  # of the training alone
+    file = tmp_path / 'direction.npz'
+    made = {'pictures': 512.0}
+    write_direction(file, Direction(np.ones(4), 1.5, False, 'scene', 'w', np.ones(2), made))
+    extra = [f'--config.d2.file={file}', '--config.eval.steps=4']
+    (guided,), _ = sweep.entries('configs/tiny_scene.py', ['d2_align'], budget, extra)
+    assert guided.before == (512 * 4, 512)
+    file.write_text('no arrays')
+    _, why = sweep.entries('configs/tiny_scene.py', ['d2_align'], budget + 1, extra)
+    assert 'direction.npz cannot be read' in why['d2_align']
+    assert run('euphonium', extra=[f'--config.guide.file={tmp_path}/process.npz']) == 0
+    text = (tmp_path / 'out' / 'README.md').read_text()
+    row = f'| `euphonium` | {drifts.cost.nfe:g} | {drifts.update:g} | 1 | {drifts.updates} |'
+    assert f'{row} 12,480 | 960 | ' in text
+
+
 def test_curves_are_read_between_evaluations():
     # by hand on the four points of ROWS
     assert score_at(ROWS, 'nfe', 20.0) == pytest.approx(0.65)
@@ -150,7 +178,7 @@ def test_rates_are_chosen_first_and_the_table_uses_them(tmp_path, run):
         assert ' --config.optim.learning_rate=0.0001 ' in records.runs[name, '0']['command']
     assert ' --config.iterations=210 ' in records.runs['flow_grpo', '0']['command']
     text = (tmp_path / 'out' / 'README.md').read_text()
-    assert '| `flow_grpo` | 6 | 15 | 1 | 210 | 3e-05: ' in text
+    assert '| `flow_grpo` | 6 | 15 | 1 | 210 | 0 | 0 | 3e-05: ' in text
     # dense rises by 0.4 to 0.9 (0.91, 0.92) and sparse, after the same 200 evaluations, by 0.3
     assert '| `flow_grpo` | 3 | 0.8100 ± 0.0100 | 0.6600 ± 0.0100 | -0.0500 ' in text
     assert '| `dense_grpo` | 3 | 0.9100 ± 0.0100 | 0.7100 ± 0.0100 |  | +0.0500 ' in text
