@@ -132,9 +132,9 @@ METHODS: Mapping[str, Method] = {
         "Ratio log r' = mean(z Δμ), each step's loss divided by its length of the grid, clip range "
         '2e-6 (its GenEval runs; 4e-6 with PickScore), no KL.',
         'The keys `guard.*`, which watch for reward hacking, are something else. With one update '
-        'per iteration, as here, the ratio is 1 and the method is PPO with the step weights '
-        'σ / √Δ. `optim.updates` above 1 reuses no sample: later updates train other prompts, off '
-        'policy, against the means that the rollout keeps.',
+        'per iteration, as in the recipes, the ratio is 1 and the method is PPO with the step '
+        'weights σ / √Δ. `optim.updates` above 1, as in the published settings, reuses no sample: '
+        'later updates train other prompts, off policy, against the means that the rollout keeps.',
         'T',
     ),
     'lire': Method(
