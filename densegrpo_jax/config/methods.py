@@ -49,9 +49,9 @@ METHODS: Mapping[str, Method] = {
         'Completions and gains (Eq. 7 to 9), the clipped objective.',
         "Std, kernel, noise and form of the KL are the recipe's; Eq. 10 has `credit.std=group`, "
         'Eq. 6 `rollout.kernel=sde`, Eq. 4 `loss.kl_form=gaussian`. The command `calibrate` has '
-        'Algorithm 1 as `calibration.rule=paper`; its default rule is ours. The transition into '
-        "the clean image, and on SD3.5's grid the one before, add no noise and are not trained; "
-        '`rollout.train_end` trains them.',
+        'Algorithm 1 as `calibration.rule=paper` with `calibration.eps2=0.01`; its default rule is '
+        "ours. The transition into the clean image, and on SD3.5's grid the one before, add no "
+        'noise and are not trained; `rollout.train_end` trains them.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
     'flow_grpo': Method(
