@@ -1,4 +1,4 @@
-"""Command: calibrates the noise level of every step (DenseGRPO's Algorithm 1) for any
+"""Command: calibrates the noise level of every step, after DenseGRPO's Algorithm 1, for any
 configuration, before training.
 
     python -m densegrpo_jax.calibrate --config=configs/tiny_ocr.py --workdir=runs/psi
@@ -9,9 +9,11 @@ Writes psi.json (--out; psi, its grid, the settings, the counts and psi of every
 beside it a PNG: psi against the start, the shares of positive and negative gains before and after,
 and the gains along every trajectory. The same command continues a stopped calibration; with more
 `--config.calibration.iterations` also one that had not settled. It starts
-from `rollout.noise` and `rollout.level`, never from a table. With `--config.noise.calibrate=True`
-training begins with a calibration. Exit status as `densegrpo_jax.main`: 0 finished, 75 stopped by a
-signal and resumable, 2 an argument or file cannot be used, 1 anything else.
+from `rollout.noise` and `rollout.level`, never from a table. The rule is ours; as printed it is
+`--config.calibration.rule=paper --config.calibration.eps2=0.01`. With
+`--config.noise.calibrate=True` training begins with a calibration. Exit status as
+`densegrpo_jax.main`: 0 finished, 75 stopped by a signal and resumable, 2 an argument or file cannot
+be used, 1 anything else.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Exploration-space calibration of a configuration (DenseGRPO Sec. 4.2, Algorithm 1): the loop
-around `core/calibration.py`.
+"""Exploration-space calibration of a configuration, after Algorithm 1 of DenseGRPO (Sec. 4.2): the
+loop around `core/calibration.py`.
 
 Every iteration samples N trajectories of the base policy with the current psi, computes the gains
 of the total reward, counts their signs at every trained transition and moves psi. Everything that

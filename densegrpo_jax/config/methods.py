@@ -49,9 +49,9 @@ METHODS: Mapping[str, Method] = {
         'Completions and gains (Eq. 7 to 9), the clipped objective.',
         "Std, kernel, noise and form of the KL are the recipe's; Eq. 10 has `credit.std=group`, "
         'Eq. 6 `rollout.kernel=sde`, Eq. 4 `loss.kl_form=gaussian`. The command `calibrate` has '
-        'Algorithm 1 as `calibration.rule=paper`; its default rule is ours. The transition into '
-        "the clean image, and on SD3.5's grid the one before, add no noise and are not trained; "
-        '`rollout.train_end` trains them.',
+        'Algorithm 1 as `calibration.rule=paper` with `calibration.eps2=0.01`; its default rule is '
+        "ours. The transition into the clean image, and on SD3.5's grid the one before, add no "
+        'noise and are not trained; `rollout.train_end` trains them.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
     'flow_grpo': Method(
@@ -132,9 +132,9 @@ METHODS: Mapping[str, Method] = {
         "Ratio log r' = mean(z Δμ), each step's loss divided by its length of the grid, clip range "
         '2e-6 (its GenEval runs; 4e-6 with PickScore), no KL.',
         'The keys `guard.*`, which watch for reward hacking, are something else. With one update '
-        'per iteration, as here, the ratio is 1 and the method is PPO with the step weights '
-        'σ / √Δ. `optim.updates` above 1 reuses no sample: later updates train other prompts, off '
-        'policy, against the means that the rollout keeps.',
+        'per iteration, as in the recipes, the ratio is 1 and the method is PPO with the step '
+        'weights σ / √Δ. `optim.updates` above 1, as in the published settings, reuses no sample: '
+        'later updates train other prompts, off policy, against the means that the rollout keeps.',
         'T',
     ),
     'lire': Method(

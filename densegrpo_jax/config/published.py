@@ -23,10 +23,19 @@ RECIPES = {FLUX: 'flux_ocr', SD35: 'sd35_ocr'}  # one of each
 
 _SHIFT = "Its grid is shifted by 3, ours by the model's rule (2.2 at 720 px); no key sets that."
 _ACCUMULATION = 'One update takes a whole iteration: its accumulation over {} has no key.'
+_PROMPTS = 'A prompt on each of {} GPUs.'
+_HALVES = (
+    'Two updates of an iteration: its code divides samples between them at random, ours prompts '
+    '(`optim.updates`).'
+)
+_UPDATES = (
+    "How many updates it makes of an iteration is not known; Flow-GRPO's code makes two "
+    '(`optim.updates`), the recipe one.'
+)
 _PIXELS = {'model.height': 720, 'model.width': 720}
 
 # All methods that arXiv 2601.20218 compares. Its global batch of 144 with 8 accumulations is 48
-# groups of 24 samples.
+# groups of 24 samples, in one update or in two.
 _DENSE_GRPO = {
     'model.guidance': 4.5,
     'lora.rank': 32,
@@ -52,6 +61,7 @@ _DANCE = {
     **_PIXELS,
     'full': True,
     'rollout.steps': 16,
+    'rollout.prompts': 16,
     'rollout.group': 12,
     'optim.learning_rate': 1e-5,
 }
@@ -65,7 +75,7 @@ _TP_GRPO = {
             'rollout.train_end': True,
         },
         'Nine transitions are noisy: with `rollout.train_end` also the one into an almost clean '
-        'latent, in which this kernel leaves hardly any noise.',
+        f'latent, in which this kernel leaves hardly any noise. {_UPDATES}',
     )
 }
 
@@ -86,7 +96,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
         SD35: Published(
             _DENSE_GRPO,
             '512 px, and 1024 px in a run with PickScore, as the recipes have them. The noise is '
-            "the recipe's until `calibrate` has found it.",
+            f"the recipe's until `calibrate` has found it. {_UPDATES}",
             _DENSE_GRPO_REWARDS,
         )
     },
@@ -104,36 +114,41 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
                 'rollout.level': 0.9,
                 'loss.beta': 0.0,
                 'optim.learning_rate': 3e-4,
+                'optim.updates': 2,
                 'eval.steps': 28,
             },
-            'Its configuration pickscore_flux.',
+            f'Its configuration pickscore_flux. {_HALVES}',
         ),
         SD35: Published(
-            {**_DENSE_GRPO, 'rollout.level': 0.7}, by_reward=_DENSE_GRPO_REWARDS, borrowed=_BASELINE
+            {**_DENSE_GRPO, 'rollout.level': 0.7}, _UPDATES, _DENSE_GRPO_REWARDS, borrowed=_BASELINE
         ),
     },
     'coca': {
         SD35: Published(
             _DENSE_GRPO,
-            'Its own paper has no flow models.',
+            f'Its own paper has no flow models. {_UPDATES}',
             _DENSE_GRPO_REWARDS,
             borrowed=_BASELINE,
         )
     },
     'guard': {
         SD35: Published(
-            {'optim.learning_rate': 1e-4}, by_reward={'pickscore': {'loss.clip_range': 4e-6}}
+            {
+                'rollout.prompts': 48,
+                'rollout.group': 24,
+                'optim.learning_rate': 1e-4,
+                'optim.updates': 2,
+            },
+            f'{_HALVES} Only the second is off policy, and clipped.',
+            {'pickscore': {'loss.clip_range': 4e-6}},
         )
     },
     'nft': {
         SD35: Published(
-            {
-                'model.guidance': 1.0,
-                'rollout.prompts': 48,
-                'rollout.group': 24,
-                'loss.nft_strength': 1.0,
-            },
-            'Without classifier-free guidance. Its b is 1 or 0.1 (`loss.nft_strength`).',
+            {'model.guidance': 1.0, 'rollout.prompts': 48, 'rollout.group': 24},
+            'Without classifier-free guidance. Its b (`loss.nft_strength`) is also 0.1 with '
+            'several rewards, and 1 with others.',
+            {'ocr': {'loss.nft_strength': 0.1, 'loss.old_decay': 'late', 'optim.updates': 2}},
         )
     },
     'stepwise': {SD35: Published({'rollout.steps': 10})},
@@ -141,18 +156,23 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
     'tp_grpo_code': _TP_GRPO,
     'dance': {
         FLUX: Published(
-            {**_DANCE, 'iterations': 300, 'credit.clip': 5.0}, f'{_SHIFT} {_ACCUMULATION.format(4)}'
+            {**_DANCE, 'iterations': 300, 'credit.clip': 5.0},
+            f'{_PROMPTS.format(16)} {_SHIFT} {_ACCUMULATION.format(4)}',
         )
     },
     'mix': {
         FLUX: Published(
             {
+                **_PIXELS,
+                'full': True,
+                'iterations': 300,
                 'rollout.steps': 25,
+                'rollout.prompts': 32,
                 'rollout.group': 12,
                 'credit.clip': 5.0,
                 'optim.learning_rate': 1e-5,
             },
-            f"Its grid is shifted by 3, ours by the model's rule. {_ACCUMULATION.format(3)}",
+            f'{_PROMPTS.format(32)} {_SHIFT} {_ACCUMULATION.format(3)}',
         )
     },
     'aegpo': {
@@ -166,6 +186,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
     'euphonium': {
         FLUX: Published(
             {
+                'full': True,
                 'iterations': 501,
                 'rollout.steps': 16,
                 'rollout.group': 8,
@@ -177,6 +198,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
                 'optim.learning_rate': 1e-6,
             },
             'The paper has no image model; size, guidance and shift are not those of its videos. '
+            "The number of GPUs, with a prompt on each, is not stated: the recipe's prompts stay. "
             'Transition 15, the last, drifts and is not trained: `rollout.noisy_end` gives it '
             'noise. λ = 0.01 is `guide.scale=0.16` at noise of 0.25. '
             f'{_ACCUMULATION.format(4)}',
@@ -192,14 +214,15 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
                 'plan.strides': (1, 2, 3),
                 'optim.grad_clip': 1.0,
             },
-            'A prompt on each of 16 GPUs. Strides 1, 2 and 3 are those of its tables, 1 and 2 '
+            f'{_PROMPTS.format(16)} Strides 1, 2 and 3 are those of its tables, 1 and 2 '
             f'(`plan.strides`) those of both scripts. {_SHIFT}',
         )
     },
     'e_grpo': {
         FLUX: Published(
-            {**_BRANCHES, 'iterations': 300},
-            f'The released configuration has a learning rate of 1e-5. {_SHIFT} So steps merge '
+            {**_BRANCHES, 'iterations': 300, 'rollout.prompts': 8},
+            f'{_PROMPTS.format(8)} The released configuration has a learning rate of 1e-5. '
+            f'{_SHIFT} So steps merge '
             'otherwise: lengths 1, 1, 2, 2, 3, 3, 4, 4, where on its grid they are 1, 1, 2, 2, 2, '
             '3, 3, 3 (`plan.merge`, with `plan.merge_tau=0`).',
         )
@@ -215,19 +238,25 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
                 'optim.learning_rate': 3e-4,
             },
             'Branches at every transition but the last, so also into an almost clean latent, whose '
-            'noise stays in the image.',
+            f'noise stays in the image. {_UPDATES}',
             {'pickscore': {'loss.beta': 0.001}},
         )
     },
     'branch': {
         FLUX: Published(
             {
+                **_PIXELS,
+                'full': True,
+                'iterations': 300,
                 'rollout.steps': 20,
+                'rollout.prompts': 16,
                 'rollout.group': 16,
                 'plan.splits': (0, 3, 6, 9),
+                'credit.clip': 5.0,
                 'optim.learning_rate': 1e-5,
             },
-            _ACCUMULATION.format(12),
+            f'Two prompts on each of 8 GPUs. {_SHIFT} One update takes a whole iteration: its '
+            'accumulation over 12 transitions has no key.',
         )
     },
 }

@@ -132,6 +132,32 @@ def test_all_weights_are_split_over_the_devices():
     assert 2 * split < CHIPS['h100'].gib * GIB < copied
 
 
+# What an iteration of the source trains: all weights or adapters, pixels, prompts, updates.
+# Sources: a prompt on each of 16, 32 and 8 GPUs, two on each of 8 (`branch`); Flow-GRPO's code and
+# GRPO-Guard in it split 48 prompts into two updates.
+ITERATION = {
+    ('flow_grpo', FLUX): (False, 512, 48, 2),
+    ('guard', SD35): (False, 512, 48, 2),
+    ('nft', SD35): (False, 512, 48, 2),  # with OCR
+    ('dance', FLUX): (True, 720, 16, 1),
+    ('mix', FLUX): (True, 720, 32, 1),
+    ('aegpo', FLUX): (True, 720, 16, 1),
+    ('euphonium', FLUX): (True, 512, 48, 1),
+    ('g2rpo', FLUX): (True, 720, 16, 1),
+    ('e_grpo', FLUX): (True, 720, 8, 1),
+    ('branch', FLUX): (True, 720, 16, 1),
+}
+
+
+@pytest.mark.parametrize('method, model', ENTRIES)
+def test_a_learning_rate_has_the_weights_and_the_iteration_that_it_is_of(method, model):
+    """A rate of all weights is a tenth of that of adapters or less, too little to move those."""
+    config = published(method, model)
+    assert config.full == (config.optim.learning_rate < 1e-4)
+    found = (config.full, config.model.height, config.rollout.prompts, config.optim.updates)
+    assert found == ITERATION.get((method, model), (False, 512, 48, 1))
+
+
 def test_amounts_depend_on_the_reward_where_the_paper_says_so():
     load_paper = lambda recipe, method: values(load(f'{recipe}:method={method},settings=paper'))
     for recipe, beta, iterations in (
@@ -143,6 +169,13 @@ def test_amounts_depend_on_the_reward_where_the_paper_says_so():
         assert (found['loss.beta'], found['iterations']) == (beta, iterations)
     assert load_paper('sd35_ocr', 'temp_flow')['loss.beta'] == 0.004
     assert load_paper('sd35_pickscore', 'temp_flow')['loss.beta'] == 0.001
+    found = [load_paper(f'sd35_{r}', 'nft') for r in ('ocr', 'geneval')]
+    for key, values_of in (
+        ('loss.nft_strength', [0.1, 1.0]),
+        ('loss.old_decay', ['late', 'rising']),
+        ('optim.updates', [2, 1]),
+    ):
+        assert [of[key] for of in found] == values_of
     clips = [load_paper(f'sd35_{r}', 'guard')['loss.clip_range'] for r in ('geneval', 'pickscore')]
     assert clips == [2e-6, 4e-6]
 
@@ -152,7 +185,7 @@ def test_larger_images_share_a_device_with_fewer():
     config = published('g2rpo', FLUX)
     assert (config.model.height, config.rollout.prompts_per_batch) == (720, 8)
     assert (config.optim.microbatch, config.optim.rows_per_device) == (8, 1)
-    assert published('branch', FLUX).optim.rows_per_device == 3
+    assert published('euphonium', FLUX).optim.rows_per_device == 3  # of 512 px
 
 
 def test_steps_merge_as_the_note_says():
