@@ -131,12 +131,19 @@ def _cell(result: Evaluation, name: str) -> str:
     )
 
 
+def _task(tag: object) -> str:
+    """A prompt's tag as a task: text or a number, as a CSV file has it; of a column of anything
+    else, such as lists, ''.
+    """
+    return str(tag) if isinstance(tag, str | int | float) else ''
+
+
 def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
     """Means by the prompts' tag (GenEval's task, the panel's category) and their mean, which is
     GenEval's overall score.
     """
-    tags = np.array([prompt.metadata.get('tag', '') for prompt in prompts])
-    tasks = sorted(set(tags) - {''})
+    tags = np.array([_task(prompt.metadata.get('tag')) for prompt in prompts])
+    tasks = sorted({*tags} - {''})
     if not tasks:
         return []
     rows = []
