@@ -113,6 +113,14 @@ class Chat:
             return JSONResponse({'choices': []})
         if fault == 'cut off':
             answer['choices'][0]['finish_reason'] = 'length'
+        elif fault == 'in its reasoning':  # as vLLM's reasoning parsers
+            answer['choices'][0] = {'message': {'content': None}, 'finish_reason': 'length'}
+        elif fault == 'refused':
+            answer['choices'][0]['message'] = {'refusal': 'I cannot judge this.'}
+        elif fault == 'parts':
+            answer['choices'][0]['message']['content'] = [{'type': 'text', 'text': '{"score": 1}'}]
+        elif fault == 'blind':
+            return JSONResponse({'error': 'at most 0 images'}, 400)
         elif fault is not None:
             answer['choices'][0]['message']['content'] = fault
         return JSONResponse(answer)
@@ -170,6 +178,11 @@ def test_what_cannot_be_parsed_is_asked_again_and_then_invalid(chat, caplog):
     chat.faults.extend(['?', '500', 'no choices'])
     scores = judge(chat, concurrency=1)(images, ['p', 'q'], [{}] * 2)
     np.testing.assert_allclose(scores.values['judge'], expected(images), rtol=1e-6)
+    chat.faults.extend(['refused', 'refused', 'in its reasoning'])
+    scores = judge(chat, concurrency=1, retries=0)(images, ['p', 'q'], [{}] * 2)
+    assert scores.valid.tolist() == [False, True]
+    assert "in 3 answers for an image of 'p'; the last one: ''" in caplog.text
+    assert 'it was cut off at judge.max_tokens=512; a larger one lets it end' in caplog.text
     # In a sum, a picture that the judge does not score has no total.
     chat.faults.extend(['?'] * 3)
     options = {'urls': chat.url, 'model': 'judge-7b', 'concurrency': 1}
@@ -192,6 +205,9 @@ def test_errors_and_absence(chat):
     chat.faults.extend(['500'] * 3)
     with pytest.raises(RewardError, match='3 unusable answers.*engine died'):
         judge(chat, retries=2)(pictures(1), ['p'], [{}])
+    chat.faults.append('parts')
+    with pytest.raises(RewardError, match='no text but list'):
+        judge(chat, retries=0)(pictures(1), ['p'], [{}])
     with pytest.raises(
         ValueError, match=re.escape("does not list judge.model='judge-70b'; it lists ['judge-7b']")
     ):
@@ -200,6 +216,26 @@ def test_errors_and_absence(chat):
         JudgeReward(f'http://127.0.0.1:{unused_port()}', 'm', give_up_s=0.1, make_rng=Steady)(
             pictures(3), ['p'] * 3, [{}] * 3
         )
+
+
+@pytest.mark.parametrize('lists', [True, False])
+def test_the_check_asks_each_server_for_an_answer_to_an_image(chat, lists, monkeypatch):
+    chat.bodies.clear()
+    if not lists:
+        monkeypatch.setattr(Chat, 'models', lambda self, request: JSONResponse({}, 404))
+    root = chat.url.removesuffix('/v1')
+    options = dict(model='judge-7b', give_up_s=5.0, make_rng=Steady)
+    twice = JudgeReward([chat.url, chat.url + '/'], **options)
+    twice.check(['p'], [{}])
+    twice.check(['p'], [{}])
+    assert [body['max_tokens'] for body in chat.bodies] == [1, 1]
+    for urls in ([root], [chat.url, root], [f'{chat.url}/chat/completions']):
+        said = re.escape(f'{urls[-1]}/chat/completions refuses an image: status 404')
+        with pytest.raises(ValueError, match=f'{said}.*base URLs that end in /v1, such as'):
+            JudgeReward(urls, **options).check(['p'], [{}])
+    chat.faults.append('blind')
+    with pytest.raises(ValueError, match='refuses an image: status 400: .*at most 0 images'):
+        judge(chat).check(['p'], [{}])
 
 
 @pytest.mark.parametrize(
