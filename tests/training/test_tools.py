@@ -24,6 +24,7 @@ from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts, settings
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
+from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.hosts import Hosts
@@ -75,7 +76,16 @@ NAMED = SimpleNamespace(
     CLASS_NAME='FluxPipeline',
     diffusers_guidance=lambda w: w,
     TEXT_ENCODERS=FluxPipeline.TEXT_ENCODERS,
+    DENOISER=FluxPipeline.DENOISER,
 )
+
+
+@pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])
+def test_a_card_says_what_comfyui_does_not_read(tmp_path, layout):
+    unet = SimpleNamespace(**{**vars(NAMED), 'DENOISER': Sd15Pipeline.DENOISER})
+    card = lambda of: model_card(tiny_ocr.get_config(), of, tmp_path, tmp_path, layout, 'x', 4)
+    said = 'ComfyUI passes over this file; it reads what `densegrpo export --layout=kohya` writes'
+    assert (said in card(unet)) == (layout == 'peft') and 'ComfyUI' not in card(NAMED)
 
 
 @pytest.mark.parametrize('step, after', [(4, '0.9000 ± 0.0200'), (8, '0.7000 ± 0.0300'), (6, None)])
