@@ -6,11 +6,11 @@
 
 The configuration is the run's own (WORKDIR/config.json) unless --config names another; the model
 card and config.json tell of the run's own in any case.
-Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (the names of ComfyUI
-and of kohya's scripts; not SD3.5; Diffusers opens it too), `merged` (a whole pipeline folder: the
-adapters are added to the transformer's weights, the base's other parts stay as they are). A model
-card (README.md) with settings, scores and curve lies beside it. Training can start from a file of
-either kind:
+Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too, except of SD1.5), `kohya` (the
+names of ComfyUI and of kohya's scripts, and of SD1.5 the only ones that ComfyUI reads; not SD3.5;
+Diffusers opens it too), `merged` (a whole pipeline folder: the adapters are added to the
+transformer's weights, the base's other parts stay as they are). A model card (README.md) with
+settings, scores and curve lies beside it. Training can start from a file of either kind:
 `--config.lora.init_from=exported/flux_ocr`.
 
 --push=OWNER/NAME sends the finished files to a repository of the Hugging Face Hub, private unless

@@ -19,7 +19,7 @@ MODEL = {
     't5_length': whole(
         128,
         'Tokens per prompt of T5 (FLUX.1, SD3.5) or of Qwen3 with its chat template (FLUX.2, '
-        'Z-Image), which were made with 512.',
+        'Z-Image), which were made with 512. Longer prompts are cut, with a warning.',
         1,
         8192,
     ),

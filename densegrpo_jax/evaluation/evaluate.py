@@ -28,7 +28,7 @@ from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import check_targets, content_hash, load_panel_prompts
+from densegrpo_jax.sampling.conditioning import check_prompts, content_hash, load_panel_prompts
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE, calibrated_table
@@ -75,7 +75,7 @@ def evaluate(
     checked = check(config, mesh or make_mesh(config.mesh), stop, needs=needs, also=also)
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
-        check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
+        check_prompts(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
     count = _measured(config, policies, kl_prompts)
     trained = any(chosen.workdir is not None for chosen in policies)
     base, adapters = checked.base_digest if trained else None, {}

@@ -131,14 +131,19 @@ def _cell(result: Evaluation, name: str) -> str:
     )
 
 
+def _task(tag: object) -> str:
+    """A prompt's tag as a task: text or a number, as a CSV file has it; of a column of anything
+    else, such as lists, ''.
+    """
+    return str(tag) if isinstance(tag, str | int | float) else ''
+
+
 def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
     """Means by the prompts' tag (GenEval's task, the panel's category) and their mean, which is
     GenEval's overall score.
     """
-    # a table's own column of that name may hold anything
-    found = [prompt.metadata.get('tag') for prompt in prompts]
-    tags = np.array([tag if isinstance(tag, str) else '' for tag in found])
-    tasks = sorted(set(tags) - {''})
+    tags = np.array([_task(prompt.metadata.get('tag')) for prompt in prompts])
+    tasks = sorted({*tags} - {''})
     if not tasks:
         return []
     rows = []

@@ -20,7 +20,7 @@ from densegrpo_jax.guard.falls import FEWEST
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.streams import STREAM_EVAL
-from densegrpo_jax.sampling.conditioning import check_targets
+from densegrpo_jax.sampling.conditioning import check_prompts
 from densegrpo_jax.sampling.session import Checked
 
 FOLDER = 'guard'  # in the work directory
@@ -77,7 +77,7 @@ def check_guard(checked: Checked) -> Part | None:
         return None
     part = _guarded_part(checked)
     if config.eval.panel_prompts:
-        check_targets(checked.pipeline, part.prompts, 'eval.panel_prompts')
+        check_prompts(checked.pipeline, part.prompts, 'eval.panel_prompts')
     panel = any(reward is not checked.reward for reward in part.rewards)
     unseen = panel or unseen_of(checked.reward)
     if not unseen and g.images == 1:

@@ -43,6 +43,6 @@ class TextEncoder(NamedTuple):
         # A token has at least one byte; two are added at the ends.
         read = np.array([len(text.encode()) + 2 <= length for text in texts], bool)
         if longer := np.flatnonzero(~read).tolist():
-            ids = tokenizer([texts[i] for i in longer]).input_ids
+            ids = tokenizer([texts[i] for i in longer], verbose=False).input_ids
             read[longer] = [len(row) <= length for row in ids]
         return read

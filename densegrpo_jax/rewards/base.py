@@ -124,11 +124,13 @@ def check_scores(scores: Any, reward: Reward, count: int) -> None:
             '(name -> array [N]) and valid (bool [N])'
         )
     for what, array in {'valid': scores.valid, **scores.values}.items():
-        kind = getattr(getattr(array, 'dtype', None), 'kind', 'O')  # a tensor's dtype has none
-        if kind in 'OSUV':
+        dtype = getattr(array, 'dtype', None)
+        foreign = dtype is not None and not isinstance(dtype, np.dtype)
+        if dtype is None or foreign or dtype.kind in 'OSUV':
             raise RewardError(
                 f'reward {reward.name!r}: {what} is {shown(array)}; expected a numpy array, of '
                 f'{"truth values" if array is scores.valid else "numbers"}'
+                + (' (torch: .detach().cpu().numpy())' if foreign else '')
             )
     if set(scores.values) != set(reward.names):
         raise RewardError(

@@ -79,10 +79,22 @@ def build_reward(spec) -> CompositeReward:
     return CompositeReward(parts)
 
 
+def kinds(spec) -> dict[str, str]:
+    """Name -> kind, of the rewards in a config; parts that `build_reward` refuses are left out."""
+    named = [(name, o.get('kind', name)) for name, o in spec.items() if hasattr(o, 'get')]
+    return {name: kind for name, kind in named if isinstance(kind, str)}
+
+
+def reads_targets(spec) -> bool:
+    """Whether a reward in a config reads the quoted text of a prompt in its image, by the kind of
+    the reward: its key may be any.
+    """
+    return 'ocr' in kinds(spec).values()
+
+
 def own_kinds(spec) -> dict[str, str]:
     """Name -> 'package.module:Class', for the rewards of a user's own in a config."""
-    named = [(name, o.get('kind', name)) for name, o in spec.items() if hasattr(o, 'get')]
-    return {name: kind for name, kind in named if isinstance(kind, str) and ':' in kind}
+    return {name: kind for name, kind in kinds(spec).items() if ':' in kind}
 
 
 def _weight(name: str, weight) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.data.shapes import shapes_eval_prompts, shapes_train_prompts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.pipelines.folder import load_params
+from densegrpo_jax.rewards.build import reads_targets
 from densegrpo_jax.rewards.local.ocr import normalise
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.communicator import Communicator
@@ -45,9 +46,11 @@ def load_prompts(config, split: str) -> PromptSet:
     """The prompt set `config.data.train`, or the first `data.eval_prompts` of `.eval`; see
     `named_prompts`.
 
-    If the OCR reward is used, each line of a text file holds its target in straight double quotes.
+    If the OCR reward is used, under any key, each line of a text file holds its target in straight
+    double quotes.
     """
-    prompts = named_prompts(config, config.data[split], split, quoted_target='ocr' in config.reward)
+    quoted = reads_targets(config.reward)
+    prompts = named_prompts(config, config.data[split], split, quoted_target=quoted)
     return PromptSet(prompts[: config.data.eval_prompts or None]) if split == 'eval' else prompts
 
 
@@ -57,7 +60,7 @@ def load_panel_prompts(config) -> PromptSet | None:
     """
     name = config.eval.panel_prompts
     return (
-        named_prompts(config, name, 'eval', quoted_target='ocr' in config.eval.panel)
+        named_prompts(config, name, 'eval', quoted_target=reads_targets(config.eval.panel))
         if name
         else None
     )
@@ -108,9 +111,37 @@ def unread_targets(pipeline: Pipeline, prompts: PromptSet) -> list[int]:
     return [i for i, read in zip(until, pipeline.reads([*until.values()])) if not read]
 
 
-def check_targets(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
-    """Warns of targets that do not occur in their prompt, and of `unread_targets`, in the prompts
-    that `key` names; ValueError if all are unread.
+def warn_of_cut(
+    pipeline: Pipeline, texts: Sequence[str], key: str, told: Collection[int] = ()
+) -> None:
+    """Warns of the prompts [N] that `key` names which no text encoder reads to their end. told:
+    indices of those of which more has been said.
+    """
+    distinct = list(dict.fromkeys(texts))
+    read = dict(zip(distinct, pipeline.reads(distinct)))
+    if cut := [i for i, text in enumerate(texts) if not (read[text] or i in told)]:
+        logging.warning(
+            '%s: %d of %d prompts are longer than the %s that the text encoders read, so the model '
+            'never sees their ends. The first is prompt %d, %s: %s',
+            *(key, len(cut), len(texts), _lengths(pipeline), cut[0] + 1),
+            *(shown(texts[cut[0]], 60), _shorter(pipeline)),
+        )
+
+
+def _lengths(pipeline: Pipeline) -> str:
+    return f'{" and ".join(map(str, pipeline.token_lengths))} tokens'
+
+
+def _shorter(pipeline: Pipeline) -> str:
+    """What to do about prompts that are too long."""
+    if any(encoder.chosen_length for encoder in pipeline.TEXT_ENCODERS):
+        return f'shorten them, or raise model.t5_length={pipeline.text_length}'
+    return 'shorten them'
+
+
+def check_prompts(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
+    """Warns, in the prompts that `key` names, of targets that do not occur in their prompt, of
+    `unread_targets`, and of other prompts that are too long; ValueError if all targets are unread.
     """
     absent = [
         i
@@ -128,13 +159,14 @@ def check_targets(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
     if found := unread_targets(pipeline, prompts):
         said = (
             f'{key}: the targets of {len(found)} of {len(prompts)} prompts lie beyond the '
-            f'{" and ".join(map(str, pipeline.token_lengths))} tokens that the text encoders read, '
-            f'so the model cannot know them. The first is prompt {found[0] + 1}, '
-            f'{shown(prompts[found[0]].text, 60)}: shorten them, or raise model.t5_length'
+            f'{_lengths(pipeline)} that the text encoders read, so the model cannot know them. The '
+            f'first is prompt {found[0] + 1}, {shown(prompts[found[0]].text, 60)}: '
+            f'{_shorter(pipeline)}'
         )
         if len(found) == len(prompts):
             raise ValueError(said)
         logging.warning('%s', said)
+    warn_of_cut(pipeline, [prompt.text for prompt in prompts], key, {*found})
 
 
 def content_hash(prompts: PromptSet) -> str:

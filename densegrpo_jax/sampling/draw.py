@@ -14,6 +14,7 @@ from absl import logging
 from densegrpo_jax.runtime.images import made_by, save_grid
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
+from densegrpo_jax.sampling.conditioning import warn_of_cut
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.sampler import make_sampler
@@ -48,6 +49,7 @@ def draw(
     if workdir:
         find_step(pathlib.Path(workdir), checkpoint)  # before the model is opened
     checked = check(config, mesh)
+    warn_of_cut(checked.pipeline, prompts, 'sample')
     policies = [] if workdir else [('base', None)]
     if workdir:
         run = pathlib.Path(workdir)

@@ -29,6 +29,10 @@ from densegrpo_jax.sampling.session import check, load_weights, open_shapes
 
 CURVE = 'reward_curve.png'  # of a finished run
 PROMPT = 'A neon sign that says "HELLO"'  # of the card
+# ComfyUI looks for the layers of a U-Net by kohya's names alone
+PASSED_OVER = """
+ComfyUI passes over this file; it reads what `densegrpo export --layout=kohya` writes.
+"""
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')  # of a released model
 KOHYA_FILENAME = 'kohya_lora.safetensors'
 
@@ -45,7 +49,7 @@ Trained with densegrpo_jax (DenseGRPO, arXiv 2601.20218) from `{base}`, {step} u
 ```python
 {snippet}
 ```
-
+{other}
 {scores}
 {settings}
 
@@ -166,6 +170,7 @@ def model_card(
         label=title(config, out.name),
         step=step,
         scores=scores,
+        other=PASSED_OVER if layout == 'peft' and pipeline.DENOISER == 'unet' else '',
         snippet=snippet(config, pipeline, home or str(out), layout, filename),
         settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
     )

@@ -44,7 +44,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.trees import Difference
 from densegrpo_jax.sampling.alike import check_alike
 from densegrpo_jax.sampling.conditioning import (
-    check_targets,
+    check_prompts,
     content_hash,
     load_prompts,
     text_conditioning,
@@ -250,7 +250,7 @@ def check(
     for name, key in (('train', 'data.train'), ('test', 'data.eval')):
         if name in made:
             checked.reward.check(*columns(made[name]))
-            check_targets(pipeline, made[name], key)
+            check_prompts(pipeline, made[name], key)
     drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
     if checked.hosts.count > 1:

@@ -33,7 +33,9 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text, columns, o
 
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
     """The first `count` prompts of the flags, or else of the evaluation."""
-    quoted = 'ocr' in config.reward
+    from densegrpo_jax.rewards.build import reads_targets
+
+    quoted = reads_targets(config.reward)
     texts = [check_text(text, '--prompt') for text in given]
     prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in texts]
     if file:
@@ -111,7 +113,7 @@ def main(flag) -> int:
 
     from densegrpo_jax.evaluation.diversity import embedding_folder
     from densegrpo_jax.runtime.outputs import claim
-    from densegrpo_jax.sampling.conditioning import check_targets, content_hash
+    from densegrpo_jax.sampling.conditioning import check_prompts, content_hash
     from densegrpo_jax.sampling.execution import execute
     from densegrpo_jax.sampling.loading import find_step, load_policy
     from densegrpo_jax.sampling.session import check, load
@@ -140,7 +142,7 @@ def main(flag) -> int:
         checked = check(config, mesh, stop, needs=('schedule', 'reward'), also=also)
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
-        check_targets(checked.pipeline, PromptSet(tuple(prompts)), given)
+        check_prompts(checked.pipeline, PromptSet(tuple(prompts)), given)
         unseen_rewards(checked, prompts)
         make_budget(checked, 0 if images is None else len(images))
         policy = None

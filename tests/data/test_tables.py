@@ -8,7 +8,7 @@ from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.data.geneval import geneval_prompts
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import MAX_CHARACTERS, Prompt
-from densegrpo_jax.sampling.conditioning import load_prompts
+from densegrpo_jax.sampling.conditioning import load_panel_prompts, load_prompts
 
 ROWS = [
     {'tag': 'colors', 'include': [{'class': 'cup', 'count': 1, 'color': 'red'}], 'prompt': 'a cup'},
@@ -175,6 +175,13 @@ def test_a_configuration_names_such_a_file(tmp_path):
     config.data.train = config.data.eval = f'{tmp_path / "p.csv"}:words'
     config.data.eval_prompts = 1
     assert [p.target for p in load_prompts(config, 'train')] == ['OPEN', 'Tea']
+    config.reward = {'reading': {'kind': 'ocr'}}  # by the kind of a reward, not by its key
+    assert [p.target for p in load_prompts(config, 'train')] == ['OPEN', 'Tea']
+    config.reward = {'ocr': {'kind': 'my:ChineseOcr'}}
+    assert [p.target for p in load_prompts(config, 'train')] == [None, None]
+    config.eval.update(panel_prompts=config.data.eval, panel={'reading': {'kind': 'ocr'}})
+    assert [p.target for p in load_panel_prompts(config)] == ['OPEN', 'Tea']
+    config.reward = {'ocr': {}}
     assert [p.metadata for p in load_prompts(config, 'eval')] == [{'n': '1', 'target': 'OPEN'}]
 
 

@@ -75,7 +75,9 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
 
 @pytest.mark.parametrize('layout', ['peft', pytest.param('kohya', marks=pytest.mark.slow)])
 def test_adapters_of_a_file_draw_the_same_in_torch(layout, folder, tmp_path):
-    """Diffusers looks for them under the name of the U-Net, and ComfyUI for those of kohya."""
+    """Diffusers looks for them under the name of the U-Net, and ComfyUI for those of kohya, as the
+    card says.
+    """
     torch = pytest.importorskip('torch')
     pytest.importorskip('peft')
     from diffusers import StableDiffusionPipeline

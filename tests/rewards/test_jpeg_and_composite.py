@@ -220,9 +220,12 @@ def test_a_reward_of_ones_own_that_cannot_be_used_is_one_line(options, message):
 
 
 class Tensor:
-    """As torch's: its dtype is no NumPy dtype."""
+    """As torch's: its dtype is none of numpy's."""
 
-    dtype, shape = object(), (2,)
+    shape, dtype = (2,), object()
+
+    def __repr__(self):
+        return 'tensor([0.5, 0.5])'
 
 
 @pytest.mark.parametrize(
@@ -233,8 +236,9 @@ class Tensor:
         (Scores([0.5], np.ones(2, bool)), 'returned Scores.*; expected rewards.Scores'),
         (Scores({'mine': [0.5, 0.5]}, np.ones(2, bool)), r'mine is \[0.5, 0.5\]; expected a numpy'),
         (Scores({'mine': np.array(['a', 'b'])}, np.ones(2, bool)), 'mine is .*; expected a numpy'),
-        (Scores({'mine': Tensor()}, np.ones(2, bool)), 'mine is .*; expected a numpy'),
         (Scores({'mine': np.zeros(2)}, [True, True]), r'valid is \[True, True\]; .*truth values'),
+        (Scores({'mine': Tensor()}, np.ones(2, bool)), r'mine is tensor\(.*numbers \(torch: '),
+        (Scores({'mine': np.zeros(2)}, Tensor()), r'valid is tensor\(.*truth values \(torch: '),
         (Scores({1: np.zeros(2), 'a': np.zeros(2)}, np.ones(2, bool)), r"returned scores \['1', "),
     ],
 )

@@ -111,10 +111,16 @@ class Chat:
             return JSONResponse({'error': 'engine died'}, 500)
         if fault == 'no choices':
             return JSONResponse({'choices': []})
-        if fault == 'null':  # reasoning took all tokens
-            answer['choices'][0] = {'message': {'content': None}, 'finish_reason': 'length'}
-        elif fault == 'cut off':
+        if fault == 'cut off':
             answer['choices'][0]['finish_reason'] = 'length'
+        elif fault == 'in its reasoning':  # as vLLM's reasoning parsers
+            answer['choices'][0] = {'message': {'content': None}, 'finish_reason': 'length'}
+        elif fault == 'refused':
+            answer['choices'][0]['message'] = {'refusal': 'I cannot judge this.'}
+        elif fault == 'parts':
+            answer['choices'][0]['message']['content'] = [{'type': 'text', 'text': '{"score": 1}'}]
+        elif fault == 'blind':
+            return JSONResponse({'error': 'at most 0 images'}, 400)
         elif fault is not None:
             answer['choices'][0]['message']['content'] = fault
         return JSONResponse(answer)
@@ -160,18 +166,23 @@ def test_pictures_arrive_losslessly_and_prompts_in_the_rubric(chat):
 
 def test_what_cannot_be_parsed_is_asked_again_and_then_invalid(chat, caplog):
     images = pictures(2)
-    chat.faults.extend(['I would say seven.', 'cut off', '{"score": 11}', '{"score": NaN}', 'null'])
+    chat.faults.extend(['I would say seven.', 'cut off', '{"score": 11}', '{"score": NaN}'])
     chat.bodies.clear()
-    scores = judge(chat, concurrency=1, asks=5)(images[:1], ['p'], [{}])
-    assert not scores.valid[0] and math.isnan(scores.values['judge'][0]) and len(chat.bodies) == 5
-    assert "no score in 5 answers for an image of 'p'" in caplog.text
+    scores = judge(chat, concurrency=1, asks=4)(images[:1], ['p'], [{}])
+    assert not scores.valid[0] and math.isnan(scores.values['judge'][0]) and len(chat.bodies) == 4
+    assert "no score in 4 answers for an image of 'p'" in caplog.text
     varied = [(body.pop('temperature') > 0, body.pop('seed', None)) for body in chat.bodies]
     # what always answers a request alike is asked another
-    assert varied == [(False, None), *((True, n) for n in range(1, 5))]
+    assert varied == [(False, None), (True, 1), (True, 2), (True, 3)]
     assert all(body == chat.bodies[0] for body in chat.bodies)
     chat.faults.extend(['?', '500', 'no choices'])
     scores = judge(chat, concurrency=1)(images, ['p', 'q'], [{}] * 2)
     np.testing.assert_allclose(scores.values['judge'], expected(images), rtol=1e-6)
+    chat.faults.extend(['refused', 'refused', 'in its reasoning'])
+    scores = judge(chat, concurrency=1, retries=0)(images, ['p', 'q'], [{}] * 2)
+    assert scores.valid.tolist() == [False, True]
+    assert "in 3 answers for an image of 'p'; the last one: ''" in caplog.text
+    assert 'it was cut off at judge.max_tokens=512; a larger one lets it end' in caplog.text
     # In a sum, a picture that the judge does not score has no total.
     chat.faults.extend(['?'] * 3)
     options = {'urls': chat.url, 'model': 'judge-7b', 'concurrency': 1}
@@ -190,22 +201,13 @@ def test_unified_reward(chat):
     assert 'Text caption: [p]' in chat.bodies[-1]['messages'][0]['content'][1]['text']
 
 
-def test_a_url_without_its_path_is_found_at_the_start(chat):
-    """Servers without a list of models pass, if they answer a question."""
-    unlisted = Chat()
-    unlisted.app.routes[:] = unlisted.app.routes[1:]
-    with serving(unlisted.app) as url:
-        for given in (url, f'{url}/v1/chat/completions'):
-            with pytest.raises(ValueError, match=r'status 404.*judge\.urls .* end in /v1'):
-                JudgeReward(given, 'judge-7b', make_rng=Steady).check(['p'], [{}])
-        JudgeReward(f'{url}/v1', 'judge-7b', make_rng=Steady).check(['p'], [{}])
-    assert [body['max_tokens'] for body in unlisted.bodies] == [1]
-
-
 def test_errors_and_absence(chat):
     chat.faults.extend(['500'] * 3)
     with pytest.raises(RewardError, match='3 unusable answers.*engine died'):
         judge(chat, retries=2)(pictures(1), ['p'], [{}])
+    chat.faults.append('parts')
+    with pytest.raises(RewardError, match='no text but list'):
+        judge(chat, retries=0)(pictures(1), ['p'], [{}])
     with pytest.raises(
         ValueError, match=re.escape("does not list judge.model='judge-70b'; it lists ['judge-7b']")
     ):
@@ -214,6 +216,26 @@ def test_errors_and_absence(chat):
         JudgeReward(f'http://127.0.0.1:{unused_port()}', 'm', give_up_s=0.1, make_rng=Steady)(
             pictures(3), ['p'] * 3, [{}] * 3
         )
+
+
+@pytest.mark.parametrize('lists', [True, False])
+def test_the_check_asks_each_server_for_an_answer_to_an_image(chat, lists, monkeypatch):
+    chat.bodies.clear()
+    if not lists:
+        monkeypatch.setattr(Chat, 'models', lambda self, request: JSONResponse({}, 404))
+    root = chat.url.removesuffix('/v1')
+    options = dict(model='judge-7b', give_up_s=5.0, make_rng=Steady)
+    twice = JudgeReward([chat.url, chat.url + '/'], **options)
+    twice.check(['p'], [{}])
+    twice.check(['p'], [{}])
+    assert [body['max_tokens'] for body in chat.bodies] == [1, 1]
+    for urls in ([root], [chat.url, root], [f'{chat.url}/chat/completions']):
+        said = re.escape(f'{urls[-1]}/chat/completions refuses an image: status 404')
+        with pytest.raises(ValueError, match=f'{said}.*base URLs that end in /v1, such as'):
+            JudgeReward(urls, **options).check(['p'], [{}])
+    chat.faults.append('blind')
+    with pytest.raises(ValueError, match='refuses an image: status 400: .*at most 0 images'):
+        judge(chat).check(['p'], [{}])
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,16 @@ def test_empty_target_is_an_error():
         ocr_score('x', '  ')
 
 
+@pytest.mark.parametrize('target', [5, 0.5, True, ['OPEN']])
+def test_a_target_that_is_no_text_is_named(target):
+    reward = OcrReward(make_reader=stub([]))
+    said = r"prompt 1, 'b': its target is .*; expected the text that the image shows"
+    with pytest.raises(ValueError, match=said):
+        reward.check(['a', 'b'], [{'target': 'OPEN'}, {'target': target}])
+    with pytest.raises(ValueError, match=said):
+        reward(blank(2), ['a', 'b'], [{'target': 'OPEN'}, {'target': target}])
+
+
 def test_lines_are_joined_unless_their_confidence_is_zero():
     lines = [[Line('NEW', 0.9), Line('YORK', 0.1)], [Line('NEW', 0.9), Line('YORK', 0.0)], []]
     assert scored(lines, ['New York'] * 3) == pytest.approx([1.0, 3 / 7, 0.0])
@@ -108,8 +118,6 @@ def test_a_prompt_without_target_is_an_error_that_names_it(bad):
     assert bad in str(error.value)
     with pytest.raises(ValueError, match='prompt 0:'):
         reward.check([bad], [{}])
-    with pytest.raises(ValueError, match='prompt 1: the OCR target is 5; expected text'):
-        reward.check(['A sign "OK"', bad], [{}, {'target': 5}])
 
 
 def test_an_engine_failure_makes_only_its_picture_invalid(caplog):

@@ -321,6 +321,30 @@ def test_bad_requests_are_refused_by_field(healthy):
         assert status == 422 and words in refusal['error']
 
 
+class Needs(PixelReward):
+    """Expects metadata, and says so only by the error."""
+
+    def check(self, prompts, metadata):
+        return [extra['answer'].lower() for extra in metadata]
+
+
+@pytest.mark.parametrize(
+    ('reward', 'extra', 'words'),
+    [
+        ('ocr', {'target': 5}, "prompt 0, 'p': its target is 5"),
+        ('needs', {}, "KeyError: 'answer'"),
+        ('needs', {'answer': 5}, 'AttributeError: .*lower'),
+    ],
+)
+def test_metadata_that_a_reward_cannot_use_is_refused_at_the_check(reward, extra, words):
+    made = Needs() if reward == 'needs' else build_reward({'reading': {'kind': reward}})
+    with serving(service(made).app) as url:
+        with pytest.raises(ValueError, match=f'cannot score the prompts: {words}'):
+            client(url, names=made.names).check(['p'], [extra])
+        with pytest.raises(RewardError, match=f'status 422.*{words}'):
+            client(url, names=made.names, retries=0)(pictures(1), ['p'], [extra])
+
+
 def test_prompts_are_checked_before_a_run_and_once(faulty):
     reward = client(faulty.url)
     reward.check(['a', 'b'], [{}, {}])

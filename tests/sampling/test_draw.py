@@ -18,7 +18,8 @@ def drawn(monkeypatch):
         rows = iter(np.array(finite).reshape(2, 2))
         sampler = lambda *_: (np.zeros((2, 4, 4, 3), np.uint8), next(rows))
         monkeypatch.setattr(draw, 'make_sampler', lambda *_: sampler)
-        monkeypatch.setattr(draw, 'check', lambda *_: types.SimpleNamespace(pipeline=None))
+        pipeline = types.SimpleNamespace(reads=lambda texts: [True] * len(texts))
+        monkeypatch.setattr(draw, 'check', lambda *_: types.SimpleNamespace(pipeline=pipeline))
         session = types.SimpleNamespace(
             params={'vae': np.float32(weight)},
             conditioning=lambda texts: {'text': np.zeros(2)},

@@ -3,7 +3,9 @@ large is held twice or too long.
 """
 
 import gc
+import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
-from densegrpo_jax.sampling.conditioning import check_targets
+from densegrpo_jax.sampling.conditioning import check_prompts, warn_of_cut
 from densegrpo_jax.sampling.session import check, load, load_weights, open_shapes
 from densegrpo_jax.sampling.state import start_digest
 from tests import miniature
@@ -148,12 +150,40 @@ def test_targets_that_the_model_cannot_know_are_told(folder, caplog):
     )
     fine, absent, late = sign('ONE'), sign('TWO', 'THREE'), sign(' '.join(['long'] * 60))
     alike = sign('Tea for two', 'TEA  for two')  # as the OCR reward compares
-    check_targets(pipeline, PromptSet((fine, alike)), 'data.train')
+    check_prompts(pipeline, PromptSet((fine, alike)), 'data.train')
     assert not caplog.text
-    check_targets(pipeline, PromptSet((fine, absent)), 'data.train')
+    check_prompts(pipeline, PromptSet((fine, absent)), 'data.train')
     assert 'targets of 1 of 2 prompts do not occur in their prompt' in caplog.text
     assert "with the target 'THREE'" in caplog.text
-    check_targets(pipeline, PromptSet((fine, late)), 'data.eval')
+    check_prompts(pipeline, PromptSet((fine, late)), 'data.eval')
     assert 'data.eval: the targets of 1 of 2 prompts lie beyond the' in caplog.text
     with pytest.raises(ValueError, match='targets of 1 of 1 prompts lie beyond.*raise model.t5'):
-        check_targets(pipeline, PromptSet((late,)), 'data.train')
+        check_prompts(pipeline, PromptSet((late,)), 'data.train')
+
+
+def test_prompts_that_are_cut_are_told_once_whatever_the_reward(folder, tmp_path, caplog):
+    config = make_config(folder)
+    config.reward = {'jpeg': {}}
+    long, later = ' '.join(['long'] * 200), f'A sign that says "{" ".join(["long"] * 60)}"'
+    (tmp_path / 'p.txt').write_text(f'a cup\n{long}\n{later}\n{long}\n')
+    config.data.train = str(tmp_path / 'p.txt')
+    pipeline = check(config, one_device(), needs=('train',)).pipeline
+    said = 'data.train: 3 of 4 prompts are longer than the .* and 16 tokens that the text encoders'
+    (told,) = [record.message for record in caplog.records if 'longer than' in record.message]
+    assert re.match(said, told) and "prompt 2, 'long long" in told
+    assert told.endswith('shorten them, or raise model.t5_length=16')
+    caplog.clear()
+    cut = Prompt(later, {'target': later.split('"')[1]}), Prompt(long)
+    check_prompts(pipeline, PromptSet((*cut, Prompt('a cup'))), 'data.eval')
+    assert [r.message.split(' prompts ')[0] for r in caplog.records] == [
+        'data.eval: the targets of 1 of 3',
+        'data.eval: 1 of 3',
+    ]
+    caplog.clear()
+    clip = SimpleNamespace(  # as SD1.5, whose encoder has its own length
+        TEXT_ENCODERS=pipeline.TEXT_ENCODERS[:1],
+        token_lengths=(77,),
+        reads=lambda texts: [False] * len(texts),
+    )
+    warn_of_cut(clip, [long], 'sample')
+    assert caplog.messages[0].endswith(': shorten them')

@@ -17,12 +17,14 @@ from configs import tiny_ocr
 from densegrpo_jax.config.identity import differences
 from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import _kept, evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts, settings
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
+from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.hosts import Hosts
@@ -74,7 +76,16 @@ NAMED = SimpleNamespace(
     CLASS_NAME='FluxPipeline',
     diffusers_guidance=lambda w: w,
     TEXT_ENCODERS=FluxPipeline.TEXT_ENCODERS,
+    DENOISER=FluxPipeline.DENOISER,
 )
+
+
+@pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])
+def test_a_card_says_what_comfyui_does_not_read(tmp_path, layout):
+    unet = SimpleNamespace(**{**vars(NAMED), 'DENOISER': Sd15Pipeline.DENOISER})
+    card = lambda of: model_card(tiny_ocr.get_config(), of, tmp_path, tmp_path, layout, 'x', 4)
+    said = 'ComfyUI passes over this file; it reads what `densegrpo export --layout=kohya` writes'
+    assert (said in card(unet)) == (layout == 'peft') and 'ComfyUI' not in card(NAMED)
 
 
 @pytest.mark.parametrize('step, after', [(4, '0.9000 ± 0.0200'), (8, '0.7000 ± 0.0300'), (6, None)])
@@ -288,6 +299,23 @@ def test_evaluate_reports_geneval_by_task(tmp_path):
         '| base | total | 0.7500 | 1.0000 | 0.8750 |' in summary
         and '| base | geneval_correct | 1.0000 | 0.0000 | 0.5000 |' in summary
     )
+
+
+@pytest.mark.parametrize(
+    'tags, tasks',
+    [
+        ((1, 2, 1, 2), '1 | 2 | mean'),
+        ((0.5, 'x', True, None), '0.5 | True | x | mean'),
+        (([1, 2], [3], {'a': 1}, 'x'), 'x | mean'),
+        (([1, 2], [3, 4], [5, 6], [7, 8]), ''),
+    ],
+)
+def test_a_column_of_tags_may_hold_anything(tags, tasks):
+    prompts = PromptSet(tuple(Prompt('a cup', {'tag': tag}) for tag in tags))
+    scores = {'total': np.float32([1, 1, 0.5, 0])}
+    result = Evaluation(scores, np.zeros((1, 8, 8, 3), np.uint8), ['a cup'])
+    summary = tables.summary(tiny_ocr.get_config(), 'eval', prompts, {'base': result})
+    assert ('By task' in summary) == bool(tasks) and f'| score | {tasks}' in summary + '| score | '
 
 
 @pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])

@@ -83,15 +83,19 @@ def targets_of(prompts: Sequence[str], metadata: Sequence[dict]) -> list[str]:
     quotes of prompts[i].
 
     Raises:
-      ValueError: a prompt has neither, or a target that is not text; the message names its index.
+      ValueError: a prompt has neither, or a target that is no text; the message names its index
+        and text.
     """
     targets = []
     for i, (prompt, extra) in enumerate(zip(prompts, metadata, strict=True)):
         target = extra.get('target')
         if target is None:
             target = quoted_target(prompt, where=f'prompt {i}')
-        if not isinstance(target, str):
-            raise ValueError(f'prompt {i}: the OCR target is {shown(target)}; expected text')
+        if not isinstance(target, str):  # a table's column may hold numbers
+            raise ValueError(
+                f'prompt {i}, {shown(prompt, 60)}: its target is {shown(target)}; expected the '
+                'text that the image shows'
+            )
         if not normalise(target):
             raise ValueError(f'prompt {i}: the OCR target {target!r} of {prompt!r} is empty')
         targets.append(target)

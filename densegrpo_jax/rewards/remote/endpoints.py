@@ -102,6 +102,9 @@ class Endpoints:
         self._lock, self._interrupted = threading.Lock(), threading.Event()
         self._turn, self._last_good = 0, 0.0
 
+    def __len__(self) -> int:
+        return len(self._endpoints)
+
     def call(
         self, method: str, path: str, body: bytes, media_type: str, read: Callable[[Answer], T]
     ) -> T:

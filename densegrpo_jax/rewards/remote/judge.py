@@ -15,7 +15,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,10 +32,11 @@ from densegrpo_jax.rewards.remote.endpoints import (
 
 log = logging.getLogger(__name__)
 
+T = TypeVar('T')
+TRIED = (256, 256)  # pixels of the check's image; some models refuse very small ones
 PROMPT = '{prompt}'  # a rubric's placeholder for the image's prompt
 # temperature of the second and later requests for an image; at 0 a server would repeat its answer
 AGAIN_TEMPERATURE = 0.7
-COMPLETIONS = '/chat/completions'
 
 
 def parse_json(text: str, high: float) -> float | None:
@@ -122,13 +123,13 @@ class JudgeReward:
     """The score that a vision-language model gives an image, raw, in the range of the rubric
     (scale it with `weight`).
 
-    Images are sent as PNG, one per request, at temperature 0. If an answer was cut off, or does not
-    hold exactly one score in the range, the request is repeated at AGAIN_TEMPERATURE with the next
-    `seed`; after `asks` requests the image is invalid, never 0.
+    Images are sent as PNG, one per request, at temperature 0. If an answer was cut off, in its
+    reasoning too, or does not hold exactly one score in the range, the request is repeated at
+    AGAIN_TEMPERATURE with the next `seed`; after `asks` requests the image is invalid, never 0.
 
     Args:
       urls: base URLs of servers that serve the same model, comma-separated or a sequence, such as
-        http://HOST:8000/v1.
+        http://HOST:8000/v1. The check asks each for a token about an image.
       model: the model's name on the servers.
       preset: 'json' or 'unified_reward': the rubric, the form of the answer and the range.
       rubric: other instructions for the preset's form of answer, with {prompt} in the place of the
@@ -136,7 +137,7 @@ class JudgeReward:
       range: (lowest, highest) score of that rubric; None = the preset's.
       score: name of the score.
       asks: most requests per image until an answer has a score.
-      max_tokens: longest answer.
+      max_tokens: longest answer, with the reasoning of a model that reasons.
       concurrency: requests under way at once, all threads together.
       timeout_s, retries, give_up_s, token_env: see `Endpoints`. make_rng: makes the source of the
         jitter.
@@ -195,18 +196,18 @@ class JudgeReward:
         self._met, self._meeting = False, threading.Lock()
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Checks once that a server lists the model or, if it has no list, answers a question.
-        Raises ValueError, or RewardError as `__call__`.
+        """Checks once that the servers list the model, and answer to an image. Raises ValueError,
+        or RewardError as `__call__`.
         """
         with self._meeting:
-            if not self._met:
-                call = self._endpoints.call
-                if not call('GET', '/models', b'', '', self._read_models):
-                    # the list is optional in this protocol, an answer to a question is not
-                    white = np.full((32, 32, 3), 255, np.uint8)
-                    body = json.dumps(self._question(white, 'white') | {'max_tokens': 1}).encode()
-                    call('POST', COMPLETIONS, body, 'application/json', _check_answered)
-                self._met = True
+            if self._met:
+                return
+            for _ in range(len(self._endpoints)):  # they take turns
+                self._endpoints.call('GET', '/models', b'', '', self._read_models)
+            question = self._question(np.full((*TRIED, 3), 128, np.uint8), 'a grey square')
+            for _ in range(len(self._endpoints)):
+                self._ask({**question, 'max_tokens': 1, 'temperature': 0}, _taken)
+            self._met = True
 
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
@@ -223,7 +224,7 @@ class JudgeReward:
         self._endpoints.interrupt()
 
     def _question(self, image: np.ndarray, prompt: str) -> dict:
-        """The request for an image, but for its sampling."""
+        """What is asked about an image, without the way of sampling."""
         png = io.BytesIO()
         Image.fromarray(image).save(png, format='PNG', compress_level=1)
         url = 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode()
@@ -237,6 +238,10 @@ class JudgeReward:
             'max_tokens': self._max_tokens,
         }
 
+    def _ask(self, body: dict, read: Callable[[Answer], T]) -> T:
+        data = json.dumps(body).encode()
+        return self._endpoints.call('POST', '/chat/completions', data, 'application/json', read)
+
     def _judge(self, image: np.ndarray, prompt: str) -> float:
         """The score of one image, NaN if the judge gives none."""
         question = self._question(image, prompt)
@@ -244,49 +249,49 @@ class JudgeReward:
             sampling = (
                 {'temperature': AGAIN_TEMPERATURE, 'seed': ask} if ask else {'temperature': 0}
             )
-            body = json.dumps({**question, **sampling}).encode()
-            text, whole = self._endpoints.call(
-                'POST', COMPLETIONS, body, 'application/json', _read_completion
-            )
-            score = self._parse(text, self.range[1]) if whole else None
+            text, ended = self._ask({**question, **sampling}, _read_completion)
+            score = self._parse(text, self.range[1]) if ended == 'stop' else None
             if score is not None and self.range[0] <= score <= self.range[1]:
                 return score
         log.warning(
-            'judge: no score in %d answers for an image of %r; the last one: %.300r',
+            'judge: no score in %d answers for an image of %r; the last one: %.300r%s',
             self._asks,
             prompt,
             text,
+            f'; it was cut off at judge.max_tokens={self._max_tokens}; a larger one lets it end'
+            if ended == 'length'
+            else '',
         )
         return math.nan
 
-    def _read_models(self, answer: Answer) -> bool:
-        """Whether there is a list; ValueError if the model is not in it."""
+    def _read_models(self, answer: Answer) -> None:
         if answer.status == 404:
-            return False
+            return  # optional in this protocol
         models = read_json(answer, lambda document: [model['id'] for model in document['data']])
         if self._model not in models:
             raise ValueError(
                 f'{answer.url} does not list judge.model={self._model!r}; it lists {models}'
             )
-        return True
 
 
-def _check_answered(answer: Answer) -> None:
-    """Raises ValueError if nothing there answers questions, BadAnswer if an answer is none."""
-    if answer.status in (400, 404, 405, 422):
+def _taken(answer: Answer) -> None:
+    """Raises ValueError if a server refuses to look at an image: only the configuration, or another
+    model, can mend that.
+    """
+    if 400 <= answer.status < 500:
         raise ValueError(
-            f'{answer.url} does not take a question with an image ({describe(answer)}): judge.urls '
-            'are base URLs, most of which end in /v1, and judge.model is one that reads images'
+            f'{answer.url} refuses an image: {describe(answer)}. judge.urls are base URLs that end '
+            'in /v1, such as http://HOST:8000/v1, and judge.model a model that takes images'
         )
     _read_completion(answer)
 
 
-def _read_completion(answer: Answer) -> tuple[str, bool]:
-    """Text of a completion, and whether it is whole: not cut off at max_tokens, not withheld. Some
-    servers send no text at all if reasoning took all tokens, or for a refusal.
+def _read_completion(answer: Answer) -> tuple[str, str]:
+    """Text of a completion, and why it ended: 'stop' if it is whole, 'length' if it was cut off at
+    max_tokens. A model that was cut off in its reasoning, or refused, has given no text: ''.
     """
-    pick = lambda choice: (choice['message']['content'], choice['finish_reason'])
-    text, reason = read_json(answer, lambda document: pick(document['choices'][0]))
-    if text is not None and not isinstance(text, str):
+    pick = lambda choice: (choice['message'].get('content'), choice['finish_reason'])
+    text, ended = read_json(answer, lambda document: pick(document['choices'][0]))
+    if not isinstance(text, str | None):
         raise BadAnswer(f'the completion holds no text but {type(text).__name__}')
-    return text or '', text is not None and reason == 'stop'
+    return text or '', ended

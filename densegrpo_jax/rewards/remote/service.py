@@ -265,6 +265,8 @@ def _unprocessable():
         yield
     except (ValueError, TypeError) as error:
         raise HTTPException(422, str(error)) from error
+    except (LookupError, AttributeError) as error:  # of a check that expects other metadata
+        raise HTTPException(422, f'{type(error).__name__}: {error}') from error
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:
