@@ -2,6 +2,7 @@
 and the numbers are those of one device.
 """
 
+import dataclasses
 import functools
 import types
 
@@ -19,10 +20,14 @@ from densegrpo_jax.search.model import Model
 SIGMAS, WIDTH = np.float32([1, 0.6, 0.2]), 32
 
 
+@dataclasses.dataclass(frozen=True)
 class Products:
     """A pipeline whose network and decoder are products of matrices."""
 
+    sown: list | None = None  # of an evaluation, as in `Pipeline`
+
     end_scale = 1.0
+    image_tokens = staticmethod(lambda height, width: 1)
     initial_scale = staticmethod(lambda sigmas: 1.0)
     sigmas = staticmethod(lambda steps, height, width: SIGMAS)
     latent_shape = staticmethod(lambda height, width: (WIDTH,))
@@ -32,11 +37,13 @@ class Products:
         return jnp.uint8(100 + 100 * image).reshape(len(z), 2, 4, 4), jnp.isfinite(image).all(1)
 
     def velocity_fn(self, base, policy, conditioning, guidance, height, width, *, negative=None):
-        return lambda x, s: jnp.tanh(x @ base + s[:, None] + conditioning['pooled'])
+        def velocity(x, s):
+            v = jnp.tanh(x @ base + s[:, None] + conditioning['pooled'])
+            if self.sown is not None:
+                self.sown.append({'entropy': v.sum(1, keepdims=True)})
+            return v
 
-    def probe_fn(self, base, policy, *given, **options):
-        velocity = self.velocity_fn(base, policy, *given, **options)
-        return lambda x, s: (velocity(x, s), velocity(x, s).sum(1))
+        return velocity
 
 
 PIPELINE, CONFIG = Products(), default_config()
