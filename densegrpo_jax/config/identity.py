@@ -201,6 +201,13 @@ def of_code(found: Difference) -> bool:
     return found.key.partition('.')[0] in _OF_CODE
 
 
+def of_scores(found: Difference) -> bool:
+    """Whether a difference of code is one of the rewards', whose scores are then others; other code
+    changes how they are trained on.
+    """
+    return found.key.startswith((f'{CODE}.reward.', _OF_CODE[1]))
+
+
 def told(found: Iterable[Difference]) -> str:
     """Differences in a line, as 'key: old, now new'."""
     return '; '.join(f'{key}: {old!r}, now {new!r}' for key, old, new in found)

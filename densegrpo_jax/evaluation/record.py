@@ -33,7 +33,8 @@ class Record:
     images in FOLDER/images.
 
     The first line holds the settings; where changed code was accepted, a later line holds those
-    from there on. A line that a stopped process left incomplete is dropped.
+    from there on, and the scores above it count no more. A line that a stopped process left
+    incomplete is dropped.
 
     Args:
       folder: created if absent.
@@ -41,7 +42,7 @@ class Record:
       restart: forget earlier results, and remove the images that they name.
       way_out: what a message tells to do about results that cannot be used.
       differences: of two settings, as `identity.differences`. What it leaves out is accepted; the
-        file then tells the new settings too.
+        file then tells the new settings too, and everything is scored anew.
 
     Raises:
       ValueError: the folder holds scores of other settings, the message names the keys that differ;
@@ -70,16 +71,25 @@ class Record:
         self._journal = Journal(file, restart=restart, forms=FORMS, remedy=way_out)
         if not self._journal.rows:
             self._journal.append({'settings': settings})
-        rows = [row for row in self._journal.rows if 'settings' not in row]
-        *_, told = [{}, *(row['settings'] for row in self._journal.rows if 'settings' in row)]
+        told, rows = {}, []
+        for row in self._journal.rows:
+            if 'settings' in row:
+                told, rows = row['settings'], []
+            else:
+                rows.append(row)
         if found := differences('evaluation', told, settings):
             raise ValueError(
                 f'{file} holds scores of other settings ({identity.told(found)}): go back to '
                 f'those, or {way_out}'
             )
         if found := identity.differences('evaluation', told, settings):
-            logging.warning('%s goes on with other code: %s', file, identity.told(found))
+            logging.warning(
+                '%s goes on with other code, and its scores are made anew: %s',
+                file,
+                identity.told(found),
+            )
             self._journal.append({'settings': settings})
+            rows = []
         move_images(old, self._images, map(_name, rows))
         for row in rows:
             scores = {

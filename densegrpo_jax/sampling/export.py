@@ -141,8 +141,9 @@ def model_card(
         # not the run's last score: these weights may be of an earlier step, or of one that was not
         # evaluated
         if step in of_step:
+            since = f'after {first[0]} updates' if first[0] else 'before'
             scores = (
-                f'Evaluation score before {line(*first[1:])}, after {line(*of_step[step])} '
+                f'Evaluation score {since} {line(*first[1:])}, after {line(*of_step[step])} '
                 '(standard errors over the prompts).\n'
             )
     if (workdir / CURVE).is_file():

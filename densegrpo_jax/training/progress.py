@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.guard.history import History
+from densegrpo_jax.runtime.trees import Difference
 
 
 class TrainingDiverged(RuntimeError):
@@ -23,12 +25,26 @@ class Progress(History):
     entropy: list | None = None
     # [step, what changed] where the run went on with other code of the user's own
     other_code: list = dataclasses.field(default_factory=list)
+    earlier: list = dataclasses.field(default_factory=list)  # evaluations by rewards of other code
     seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
 
     @classmethod
     def of(cls, stored: Mapping) -> Progress:
         """As it is stored, by this version or an earlier one."""
         return cls(**renamed('progress', stored))
+
+    def first(self, step: int) -> int:
+        """Updates before the first evaluation; `step` if there is none yet."""
+        return self.evaluations[0][0] if self.evaluations else step
+
+    def go_on(self, step: int, changed: Sequence[Difference]) -> None:
+        """Notes that other code of the user's own trains from update number `step` on. Scores of
+        other rewards are no scores of these: none of before competes, or is compared with.
+        """
+        self.other_code = [*self.other_code, [step, identity.told(changed)]]
+        if any(map(identity.of_scores, changed)):
+            self.earlier = [*self.earlier, *self.evaluations]
+            self.evaluations, self.passed_over, self.rewards, self.highest = [], [], [], []
 
     def count(self, finite: bool, nfe: int, seconds: float) -> None:
         """Accounts for an iteration.

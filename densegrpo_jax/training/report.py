@@ -114,9 +114,9 @@ class Reporter:
                 f'first update {since:.0f} s after the start, with loading{among} and compilation'
             )
 
-    def evaluation(self, step: int, result: Evaluation) -> list:
+    def evaluation(self, step: int, result: Evaluation, first: int) -> list:
         """Logs the scores and the fixed images of an evaluation, and stores the images in the work
-        directory.
+        directory. first: updates before the run's first evaluation.
 
         Returns:
           [step, mean, standard error] of the score that picks the best checkpoint.
@@ -144,7 +144,8 @@ class Reporter:
         self._write(step, {**row, 'eval/seconds': result.seconds})
         self._writer.write_images(step, {'eval/images': result.images})
         if self._primary:
-            self._trackers.picture(step, 'eval/images', keep_images(self._workdir, step, result))
+            sheet = keep_images(self._workdir, step, result, first)
+            self._trackers.picture(step, 'eval/images', sheet)
         of_best = f'{best} {mean:.4f} +- {error:.4f} over {scored} prompts'
         self._bar.note(f'evaluation after {step} updates: {of_best}')
         return [step, mean, error]
@@ -251,6 +252,8 @@ def finish(
     }
     if progress.other_code:
         summary['other_code'] = progress.other_code
+    if progress.earlier:
+        summary['evaluations_by_other_code'] = progress.earlier
     if progress.guarded:
         guard = {'evaluations': progress.guarded, 'stopped': progress.stopped_by_guard}
         summary['guard'] = guard | {'brake': progress.brake}
@@ -270,8 +273,9 @@ def finish(
         checkpoints.directory,
     )
     logging.info(
-        'evaluation score before %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; '
+        'evaluation score %s %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; '
         'standard errors over prompts)',
+        f'after {first[0]}' if first[0] else 'before',  # where other rewards began
         first[1],
         first[2],
         last[0],

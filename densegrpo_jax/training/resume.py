@@ -44,9 +44,11 @@ def check_keys(config, workdir: pathlib.Path) -> None:
         )
 
 
-def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> tuple[int | None, str]:
-    """The last checkpoint's step of the run in `workdir`, None if there is none; and what is told
-    of code that has changed since, '' if none has. Reads no array.
+def check_earlier(
+    checked: Checked, shapes, workdir: pathlib.Path
+) -> tuple[int | None, list[Difference]]:
+    """The last checkpoint's step of the run in `workdir`, None if there is none; and the code that
+    has changed since. Reads no array.
 
     shapes: of the state.
 
@@ -69,10 +71,12 @@ def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> tuple[int 
 
     record = identity.record('training', config, _facts(checked, checked.schedule))
     done, made_with = _earlier(workdir, record, shapes, differences)
-    changed = filter(identity.of_code, identity.differences('training', made_with, record))
-    if (told := identity.told(changed)) and done != config.iterations:
+    found = identity.differences('training', made_with, record)
+    changed = [difference for difference in found if identity.of_code(difference)]
+    if changed and done != config.iterations:
+        told = identity.told(changed)
         logging.warning('goes on from iteration %d with other code of your own: %s', done, told)
-    return done, told
+    return done, changed
 
 
 def _earlier(

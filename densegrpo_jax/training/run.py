@@ -72,7 +72,7 @@ def run(
     profile: iterations that the profiler traces. at_peak: gives the seconds of an iteration whose
       networks use the devices fully, if known: then the run logs its utilisation. started: how it
       was, kept with the results. own_code: WARN: it may continue a run that other code of the
-      user's own has trained.
+      user's own has trained. If that is code of rewards, evaluations begin anew.
 
     Returns:
       The summary that is also written to WORKDIR/summary.json.
@@ -140,8 +140,9 @@ def run(
     else:
         state, start, progress = restored.state, restored.step, Progress.of(restored.meta)
         del restored  # else it keeps these arrays for the whole run
-        if changed and start < config.iterations:
-            progress.other_code += [[start, changed]]
+        # also if the last process was stopped before the last evaluation
+        if changed and not (start == config.iterations and progress.evaluated(start)):
+            progress.go_on(start, changed)
         logging.info('continuing from iteration %d of %d', start, config.iterations)
 
     full_use = at_peak(session) if at_peak else None
@@ -175,7 +176,7 @@ def run(
             result = evaluator(state.ema)
             if not result.scored(config.eval.best):
                 explain(session, state.ema, [p.text for p in session.test])
-            row = reporter.evaluation(step, result)
+            row = reporter.evaluation(step, result, progress.first(step))
             if guard:  # before the evaluation counts: after a stop both are made again
                 scores = result.scores[config.eval.best]
                 reporter.guarded(step, guard(step, state.ema, progress, scores))
@@ -207,14 +208,18 @@ def run(
         del foreseen, learned
 
         try:
-            # Also if the last process was stopped between an update and its evaluation.
-            if evaluation_due() and not progress.evaluated(step):
+            # Also if the last process was stopped between an update and its evaluation, or if
+            # other rewards than now have scored all that there are.
+            if (evaluation_due() or not progress.evaluations) and not progress.evaluated(step):
                 evaluate()
                 if start:  # its checkpoint was saved before the evaluation
                     reporter.flush()
                     still_together()
-                    score = progress.competing_score(start)
-                    checkpoints.amend(start, dataclasses.asdict(progress), score=score)
+                    if changed:  # that is of the code of before, which may yet go on from it
+                        checkpoints.rescore(progress.competing_score)
+                    else:
+                        score = progress.competing_score(start)
+                        checkpoints.amend(start, dataclasses.asdict(progress), score=score)
             while step < config.iterations and not (guard and guard.stops(progress)):
                 # Sample, complete by ODE, decode.
                 profiler.begin(step + 1)

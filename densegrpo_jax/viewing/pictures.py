@@ -17,10 +17,12 @@ from densegrpo_jax.runtime.images import save_grid
 from densegrpo_jax.viewing.folder import BEFORE_AFTER, CURVE
 
 
-def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> pathlib.Path:
+def keep_images(
+    workdir: pathlib.Path, step: int, result: Evaluation, first: int = 0
+) -> pathlib.Path:
     """Writes the fixed evaluation images of a step as a captioned contact sheet, which is returned,
     and, for the final comparison, as an array. Of the arrays, which may be large, only the first
-    evaluation's and the newest stay.
+    evaluation's, after `first` updates, and the newest stay.
     """
     folder = workdir / 'samples'
     sheet = folder / f'step_{step:06d}.png'
@@ -33,7 +35,7 @@ def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> pathlib
     with replacing(folder / f'step_{step:06d}.npz') as file:
         np.savez(file, **arrays)
     for path in folder.glob('step_*.npz'):
-        if path.stem not in ('step_000000', sheet.stem):
+        if path.stem not in (f'step_{first:06d}', sheet.stem):
             path.unlink(missing_ok=True)
     return sheet
 
@@ -92,7 +94,7 @@ def _alike(kept: list[dict[str, np.ndarray]], count: int) -> list[dict[str, np.n
 
 def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     """The score `name` ('total' or one of the reward's) of evaluations, with standard errors, and
-    of training samples, against updates.
+    of training samples since the first of them, against updates.
     """
     import matplotlib
 
@@ -104,7 +106,8 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
         for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
     ]
     key = 'train/reward' if name == 'total' else f'train/reward_{name}'
-    train = [(row['step'], row[key]) for row in rows if key in row]
+    # before the first evaluation other rewards may have scored
+    train = [(r['step'], r[key]) for r in rows if key in r and r['step'] > evaluations[0][0]]
     step, mean, error = (np.array(column, float) for column in zip(*evaluations))
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=120)
     if train:

@@ -393,6 +393,15 @@ def test_records_of_other_settings_are_refused(tmp_path):
         Record(tmp_path, {'seed': 1, 'reward': {'ocr': {'mode': 'recognise'}}})
     assert Record(tmp_path, {'seed': 2}, restart=True).get('base', 'eval', 4) == {}
     Record(tmp_path, {'seed': 2})
+    # scores by code that was changed since are no scores, also when it is opened once more
+    Record(tmp_path, {'seed': 2, 'code': 'old'}, restart=True).put(
+        'base', 'eval', 4, {'total': 0.5}
+    )
+    with_code = lambda code: Record(tmp_path, {'seed': 2, 'code': code}, differences=lambda *_: [])
+    assert with_code('new').get('base', 'eval', 4) == {}
+    with_code('new').put('base', 'eval', 4, {'total': 0.25})
+    assert with_code('new').get('base', 'eval', 4) == {'total': 0.25}
+    assert with_code('newer').get('base', 'eval', 4) == {}
 
 
 def test_images_of_an_earlier_versions_folder_are_found(tmp_path):

@@ -15,6 +15,7 @@ from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.pipelines.folder import params_digest
 from densegrpo_jax.pipelines.weights import content
 from densegrpo_jax.pipelines.weights.content import content_digest
+from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.runtime import outputs
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged
@@ -110,15 +111,28 @@ def test_a_run_goes_on_with_changed_code_of_ones_own_if_told_to(
     monkeypatch.syspath_prepend(tmp_path)
     config = make_config(made[0], iterations=1)
     config.reward = {'mine': {'kind': 'own_mended:Mine'}}
-    train(config, workdir)
+    # the module stays imported, as a process has one version: scores of 0 stand for the old one's
+    with monkeypatch.context() as patch:
+        patch.setattr(JpegReward, '_sign', 0.0, raising=False)
+        patch.setattr(JpegReward, '__init__', lambda self: setattr(self, '_quality', 95))
+        patch.setattr(JpegReward, 'range', (-np.inf, 0.0), raising=False)
+        old = train(config, workdir)['evaluations']
+    assert [step for step, *_ in old] == [0, 1] and all(mean == 0 for _, mean, _ in old)
     file.write_text(file.read_text() + '# mended\n')
     config.iterations = 2
     with pytest.raises(CheckpointMismatch, match='code of your own.reward.mine: .*--own_code=warn'):
         train(config, workdir)
+    caplog.set_level(logging.INFO)
     summary = train(config, workdir, own_code='warn')
     [[step, told]] = summary['other_code']
     assert step == 1 and told.startswith('code of your own.reward.mine: ')
     assert f'goes on from iteration 1 with other code of your own: {told}' in caplog.text
+    # what the old code scored, higher, neither competes for the best nor is the start
+    assert summary['evaluations_by_other_code'] == old
+    assert [step for step, *_ in summary['evaluations']] == [1, 2]
+    assert summary['before']['mean'] < 0 and summary['best']['mean'] < 0
+    assert f'evaluation score after 1 {summary["before"]["mean"]:.4f}' in caplog.text
+    assert (workdir / 'before_after.png').is_file()
     caplog.clear()
     assert train(config, workdir) == summary and 'other code' not in caplog.text
 
