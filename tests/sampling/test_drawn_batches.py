@@ -28,8 +28,9 @@ def drawn(monkeypatch):
             )
 
         session = types.SimpleNamespace(params=None, negative=None, conditioning=list)
+        pipeline = types.SimpleNamespace(reads=lambda texts: np.ones(len(texts), bool))
         monkeypatch.setattr(draw, 'make_mesh', lambda sizes: None)
-        monkeypatch.setattr(draw, 'check', lambda *_: types.SimpleNamespace(pipeline=None))
+        monkeypatch.setattr(draw, 'check', lambda *_: types.SimpleNamespace(pipeline=pipeline))
         monkeypatch.setattr(draw, 'load', lambda *_: session)
         monkeypatch.setattr(draw, 'make_sampler', lambda *_: sampler)
         config = ConfigDict({'eval': {'batch': batch, 'steps': 2}})
