@@ -111,7 +111,7 @@ def run_plan(
         Rollout.
 
     Raises:
-        ValueError: the plan is inconsistent, or is for another number of steps; or there is
+        ValueError: the plan is inconsistent, or is for another number of steps; or there is a
             guide, and it is not one trajectory of every sample.
     """
     check_plan(plan)

@@ -169,7 +169,7 @@ def reward_inside(config, schedule: Schedule) -> CompositeReward | None:
 def _process(
     config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, reward: CompositeReward | None
 ) -> tuple:
-    """(shapes of the process reward's inputs of a rollout, how it makes its guidance); () without
+    """(shapes of the process reward's inputs of a rollout, how it makes its guide); () without
     one.
     """
     if not schedule.guide_steps:

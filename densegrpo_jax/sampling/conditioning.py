@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +97,20 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
     return PromptSet(tuple(prompts))
 
 
-def unread_targets(pipeline: Pipeline, prompts: PromptSet) -> list[int]:
+def cut_prompts(pipeline: Pipeline, texts: Sequence[str]) -> list[int]:
+    """Indices of the prompts [N] that no text encoder reads to their end."""
+    distinct = list(dict.fromkeys(texts))
+    read = dict(zip(distinct, pipeline.reads(distinct)))
+    return [i for i, text in enumerate(texts) if not read[text]]
+
+
+def unread_targets(pipeline: Pipeline, prompts: PromptSet, cut: Iterable[int]) -> list[int]:
     """Indices of the prompts whose target ends beyond the tokens that the text encoders read: the
-    model never learns what it should write.
+    model never learns what it should write. cut: `cut_prompts`; the others' targets are read.
     """
     until = {
         i: p.text[: p.text.index(p.target) + len(p.target)]
-        for i, p in enumerate(prompts)
+        for i, p in ((i, prompts[i]) for i in cut)
         if p.target and p.target in p.text
     }
     if not until:
@@ -112,14 +119,14 @@ def unread_targets(pipeline: Pipeline, prompts: PromptSet) -> list[int]:
 
 
 def warn_of_cut(
-    pipeline: Pipeline, texts: Sequence[str], key: str, told: Collection[int] = ()
+    pipeline: Pipeline, texts: Sequence[str], key: str, cut: Sequence[int] | None = None
 ) -> None:
-    """Warns of the prompts [N] that `key` names which no text encoder reads to their end. told:
-    indices of those of which more has been said.
+    """Warns of the prompts [N] that `key` names which no text encoder reads to their end. cut:
+    their indices; None: `cut_prompts`.
     """
-    distinct = list(dict.fromkeys(texts))
-    read = dict(zip(distinct, pipeline.reads(distinct)))
-    if cut := [i for i, text in enumerate(texts) if not (read[text] or i in told)]:
+    if cut is None:
+        cut = cut_prompts(pipeline, texts)
+    if cut:
         logging.warning(
             '%s: %d of %d prompts are longer than the %s that the text encoders read, so the model '
             'never sees their ends. The first is prompt %d, %s: %s',
@@ -156,7 +163,9 @@ def check_prompts(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
             *(key, len(absent), len(prompts), absent[0] + 1),
             *(shown(first.text, 60), shown(first.target, 60)),
         )
-    if found := unread_targets(pipeline, prompts):
+    texts = [prompt.text for prompt in prompts]
+    cut = cut_prompts(pipeline, texts)
+    if found := unread_targets(pipeline, prompts, cut):
         said = (
             f'{key}: the targets of {len(found)} of {len(prompts)} prompts lie beyond the '
             f'{_lengths(pipeline)} that the text encoders read, so the model cannot know them. The '
@@ -166,7 +175,8 @@ def check_prompts(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
         if len(found) == len(prompts):
             raise ValueError(said)
         logging.warning('%s', said)
-    warn_of_cut(pipeline, [prompt.text for prompt in prompts], key, {*found})
+    told = {*found}
+    warn_of_cut(pipeline, texts, key, [i for i in cut if i not in told])
 
 
 def content_hash(prompts: PromptSet) -> str:
