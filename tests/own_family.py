@@ -12,9 +12,8 @@ from flax import linen as nn
 from densegrpo_jax.networks import clip_text, layers, t5, vae
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.config_json import read_config
-from densegrpo_jax.networks.mmdit import block_paths, block_rules, stack
+from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import linear_rules
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.flux import FluxPipeline
 
@@ -79,17 +78,19 @@ class PlainTransformer(Network):
         return dense(c.in_channels, 'leave')(x).astype(jnp.float32)
 
 
+def _table(config):
+    stages = Stack('stages', 'stages', range(config.num_layers), LORA_TARGETS)
+    return LayerTable({name: name for name in OUTSIDE}, [stages])
+
+
 def module_paths(config, scan):
     """Checkpoint name of every layer that may carry an adapter -> its path."""
-    paths = block_paths('stages', 'stages', range(config.num_layers), LORA_TARGETS, scan)
-    return {name: name for name in OUTSIDE} | paths
+    return _table(config).paths(scan)
 
 
 def weight_rules(config, scan):
     """The table of its checkpoint."""
-    rules = [rule for name in OUTSIDE for rule in linear_rules(name, name)]
-    blocks = range(config.num_layers)
-    return rules + block_rules('stages', 'stages', blocks, LORA_TARGETS, (), scan)
+    return _table(config).rules(scan)
 
 
 class PlainPipeline(FluxPipeline):

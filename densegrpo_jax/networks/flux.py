@@ -15,16 +15,16 @@ from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     Attention,
     JointBlock,
+    LayerTable,
     Modulation,
+    Stack,
     TimeTextEmbed,
-    block_paths,
-    block_rules,
     modulated_norm,
     path,
     stack,
 )
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, linear_rules
+from densegrpo_jax.networks.weight_rules import Rule
 
 CLASS_NAME = 'FluxTransformer2DModel'
 STACKS = ('transformer_blocks', 'single_transformer_blocks')
@@ -240,34 +240,27 @@ _NORMS = {
 }
 
 
-def _linears_outside_blocks(config: FluxConfig) -> list[str]:
+def _table(config: FluxConfig) -> LayerTable:
     embedders = ['timestep_embedder', 'text_embedder'] + [
         'guidance_embedder'
     ] * config.guidance_embeds
-    return [*_LINEARS[''], *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]
-
-
-def _stacks(config: FluxConfig) -> list[tuple[str, int]]:
-    return list(zip(STACKS, (config.num_layers, config.num_single_layers)))
+    inner = (f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
+    stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
+    return LayerTable(
+        {name: path(name) for name in (*_LINEARS[''], *inner)},
+        [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
+    )
 
 
 def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here, e.g.
     'transformer_blocks.0.attn.to_out.0' -> 'transformer_blocks_0/attn/to_out_0' (scanned:
     'transformer_blocks/attn/to_out_0')."""
-    names = {name: path(name) for name in _linears_outside_blocks(config)}
-    for name, length in _stacks(config):
-        names |= block_paths(name, name, range(length), _LINEARS[name], scan)
-    return names
+    return _table(config).paths(scan)
 
 
 def weight_rules(config: FluxConfig, scan: bool) -> list[Rule]:
     """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
-    rules = [
-        rule for name in _linears_outside_blocks(config) for rule in linear_rules(name, path(name))
-    ]
-    for name, length in _stacks(config):
-        rules += block_rules(name, name, range(length), _LINEARS[name], _NORMS[name], scan)
-    return rules
+    return _table(config).rules(scan)

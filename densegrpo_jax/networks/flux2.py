@@ -17,9 +17,9 @@ from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     Attention,
     Embedder,
+    LayerTable,
     Modulation,
-    block_paths,
-    block_rules,
+    Stack,
     modulated_norm,
     path,
     stack,
@@ -374,34 +374,25 @@ LORA_TARGETS = (
 )
 
 
-def _linears_outside_blocks(config: Flux2Config) -> list[str]:
+def _table(config: Flux2Config) -> LayerTable:
     embedders = ['timestep_embedder'] + ['guidance_embedder'] * config.guidance_embeds
     inner = (f'time_guidance_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
-    return [*_LINEARS[''], *inner]
-
-
-def _stacks(config: Flux2Config) -> list[tuple[str, int]]:
-    return list(zip(STACKS, (config.num_layers, config.num_single_layers)))
+    stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
+    return LayerTable(
+        {name: path(name) for name in (*_LINEARS[''], *inner)},
+        [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
+    )
 
 
 def module_paths(config: Flux2Config, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here; see
     `flux.module_paths`.
     """
-    names = {name: path(name) for name in _linears_outside_blocks(config)}
-    for name, length in _stacks(config):
-        names |= block_paths(name, name, range(length), _LINEARS[name], scan)
-    return names
+    return _table(config).paths(scan)
 
 
 def weight_rules(config: Flux2Config, scan: bool) -> list[Rule]:
     """The table of Diffusers' Flux2Transformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
-    rules = [
-        Rule(f'{name}.weight', f'{path(name)}/kernel', 'linear')
-        for name in _linears_outside_blocks(config)
-    ]
-    for name, length in _stacks(config):
-        rules += block_rules(name, name, range(length), _LINEARS[name], _NORMS[name], scan)
-    return rules
+    return _table(config).rules(scan)

@@ -17,9 +17,9 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
-from densegrpo_jax.networks.mmdit import block_paths, path, stack
+from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, linear_rules
+from densegrpo_jax.networks.weight_rules import Rule
 
 CLASS_NAME = 'ZImageTransformer2DModel'
 STACKS = ('noise_refiner', 'context_refiner', 'layers')
@@ -389,36 +389,28 @@ _OUTSIDE = {
 }
 
 
-def _stacks(config: ZImageConfig) -> list[tuple[str, int, tuple[str, ...]]]:
-    """(name, number of blocks, linear layers of a block)."""
+def _table(config: ZImageConfig) -> LayerTable:
     lengths = (config.n_refiner_layers, config.n_refiner_layers, config.n_layers)
     linears = lambda name: _BLOCK_LINEARS + (_MODULATION,) * (name != 'context_refiner')
-    return [(name, length, linears(name)) for name, length in zip(STACKS, lengths)]
+    stacks = [
+        Stack(name, name, range(n), linears(name), _BLOCK_NORMS) for name, n in zip(STACKS, lengths)
+    ]
+    return LayerTable(_OUTSIDE, stacks)
 
 
 def module_paths(config: ZImageConfig, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here; see
     `flux.module_paths`.
     """
-    names = dict(_OUTSIDE)
-    for name, length, linears in _stacks(config):
-        names |= block_paths(name, name, range(length), linears, scan)
-    return names
+    return _table(config).paths(scan)
 
 
 def weight_rules(config: ZImageConfig, scan: bool) -> list[Rule]:
     """The table of Diffusers' ZImageTransformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
-    rules = [rule for source, target in _OUTSIDE.items() for rule in linear_rules(source, target)]
-    rules += [
+    return [
         Rule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
         Rule('{t:x_pad_token|cap_pad_token}', '{t}'),
+        *_table(config).rules(scan),
     ]
-    for name, _, linears in _stacks(config):
-        source, target = f'{name}.{{i}}', name if scan else f'{name}_{{i}}'
-        for linear in linears:
-            rules += linear_rules(f'{source}.{linear}', f'{target}/{path(linear)}')
-        for norm in _BLOCK_NORMS:
-            rules.append(Rule(f'{source}.{norm}.weight', f'{target}/{path(norm)}/scale'))
-    return rules
