@@ -23,6 +23,7 @@ from densegrpo_jax.networks.mmdit import (
     path,
     stack,
 )
+from densegrpo_jax.networks.names import JOINT_ATTENTION
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
 
@@ -211,14 +212,7 @@ _LINEARS = {
     'transformer_blocks': (
         'norm1.linear',
         'norm1_context.linear',
-        'attn.to_q',
-        'attn.to_k',
-        'attn.to_v',
-        'attn.add_q_proj',
-        'attn.add_k_proj',
-        'attn.add_v_proj',
-        'attn.to_out.0',
-        'attn.to_add_out',
+        *JOINT_ATTENTION,
         'ff.net.0.proj',
         'ff.net.2',
         'ff_context.net.0.proj',

@@ -16,10 +16,10 @@ from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     Attention,
-    Embedder,
     LayerTable,
     Modulation,
     Stack,
+    TimeTextEmbed,
     modulated_norm,
     path,
     stack,
@@ -209,25 +209,6 @@ class SingleBlock(nn.Module):
         return x + gate[:, None] * out, None
 
 
-class TimeGuidanceEmbed(nn.Module):
-    """Sum of the embeddings of time and guidance (None if the network has none): [B, features]
-    float32.
-    """
-
-    channels: int
-    features: int
-    adapters: lora_lib.Adapters | None
-
-    @nn.compact
-    def __call__(self, timestep, guidance):
-        def embed(x, name):
-            x = layers.timestep_embedding(x.astype(jnp.float32) * 1000, self.channels)
-            return Embedder(self.features, self.adapters, bias=False, name=name)(x)
-
-        total = embed(timestep, 'timestep_embedder')
-        return total if guidance is None else total + embed(guidance, 'guidance_embedder')
-
-
 class Flux2Transformer(Network):
     """The velocity network of FLUX.2.
 
@@ -279,10 +260,11 @@ class Flux2Transformer(Network):
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, use_bias=False, name=name
         )
-        embed = TimeGuidanceEmbed(
-            config.timestep_guidance_channels,
+        embed = TimeTextEmbed(
             config.hidden_dim,
             adapters,
+            config.timestep_guidance_channels,
+            bias=False,
             name='time_guidance_embed',
         )
         cond = nn.silu(embed(timestep, guidance))
@@ -330,24 +312,21 @@ class Flux2Transformer(Network):
         return dense(channels, 'proj_out', nn.initializers.zeros)(x).astype(jnp.float32)
 
 
+# Where adapters are trained: those of FLUX.1, and last the two fused ones of the single blocks.
+LORA_TARGETS = (
+    *JOINT_ATTENTION,
+    'ff.linear_in',
+    'ff.linear_out',
+    'ff_context.linear_in',
+    'ff_context.linear_out',
+    'attn.to_qkv_mlp_proj',
+    'attn.to_out',
+)
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of
 # the adapters' target names.
 _LINEARS = {
-    'transformer_blocks': (
-        'attn.to_q',
-        'attn.to_k',
-        'attn.to_v',
-        'attn.add_q_proj',
-        'attn.add_k_proj',
-        'attn.add_v_proj',
-        'attn.to_out.0',
-        'attn.to_add_out',
-        'ff.linear_in',
-        'ff.linear_out',
-        'ff_context.linear_in',
-        'ff_context.linear_out',
-    ),
-    'single_transformer_blocks': ('attn.to_qkv_mlp_proj', 'attn.to_out'),
+    'transformer_blocks': LORA_TARGETS[:-2],
+    'single_transformer_blocks': LORA_TARGETS[-2:],
     '': (
         'x_embedder',
         'context_embedder',
@@ -362,16 +341,6 @@ _NORMS = {
     'transformer_blocks': ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k'),
     'single_transformer_blocks': ('attn.norm_q', 'attn.norm_k'),
 }
-# Where adapters are trained: those of FLUX.1, and the fused ones of the single blocks.
-LORA_TARGETS = (
-    *JOINT_ATTENTION,
-    'ff.linear_in',
-    'ff.linear_out',
-    'ff_context.linear_in',
-    'ff_context.linear_out',
-    'attn.to_qkv_mlp_proj',
-    'attn.to_out',
-)
 
 
 def _table(config: Flux2Config) -> LayerTable:

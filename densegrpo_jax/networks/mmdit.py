@@ -57,26 +57,29 @@ class Embedder(nn.Module):
 
 
 class TimeTextEmbed(nn.Module):
-    """Sum of the embeddings of time, guidance (None if the network has none) and pooled text: [B,
-    features] float32.
+    """Sum of the embeddings of time, guidance and pooled text: [B, features] float32. The last two
+    are None if the network has none.
+
+    channels: of the sinusoidal embeddings of time and guidance.
     """
 
     features: int
     adapters: lora_lib.Adapters | None
+    channels: int = 256
+    bias: bool = True
 
     @nn.compact
-    def __call__(self, timestep, guidance, pooled):
+    def __call__(self, timestep, guidance, pooled=None):
         def embed(x, name):
-            return Embedder(self.features, self.adapters, name=name)(x)
+            return Embedder(self.features, self.adapters, self.bias, name=name)(x)
 
-        total = embed(
-            layers.timestep_embedding(timestep.astype(jnp.float32) * 1000), 'timestep_embedder'
-        )
+        def waves(t):
+            return layers.timestep_embedding(t.astype(jnp.float32) * 1000, self.channels)
+
+        total = embed(waves(timestep), 'timestep_embedder')
         if guidance is not None:
-            total += embed(
-                layers.timestep_embedding(guidance.astype(jnp.float32) * 1000), 'guidance_embedder'
-            )
-        return total + embed(pooled, 'text_embedder')
+            total += embed(waves(guidance), 'guidance_embedder')
+        return total if pooled is None else total + embed(pooled, 'text_embedder')
 
 
 class Modulation(nn.Module):

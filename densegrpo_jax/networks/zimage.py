@@ -118,14 +118,6 @@ def check_positions(config: ZImageConfig, text: int, rows: int, columns: int) ->
         )
 
 
-def rotate(x, cos, sin):
-    """Rotates channel pairs: x [B, N, H, d], tables [N, d] or [B, N, d] -> float32."""
-    x = x.astype(jnp.float32)
-    pairs = x.reshape(*x.shape[:-1], -1, 2)
-    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-    return x * cos[..., None, :] + turned * sin[..., None, :]
-
-
 class Attention(nn.Module):
     """Self-attention with RMS-normalised queries and keys, without biases."""
 
@@ -148,7 +140,7 @@ class Attention(nn.Module):
             for name in ('to_q', 'to_k', 'to_v')
         )
         q, k = (
-            rotate(layers.RMSNorm(QK_EPS, name=name)(part), *rope)
+            layers.apply_rope(layers.RMSNorm(QK_EPS, name=name)(part), *rope)
             for name, part in (('norm_q', q), ('norm_k', k))
         )
         q, k = q.astype(self.dtype), k.astype(self.dtype)
