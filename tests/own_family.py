@@ -65,10 +65,22 @@ class PlainTransformer(Network):
     ROW = ('narrow', 'leave')
     BLOCKS = ('stages',)
 
+    def _table(self):
+        stages = Stack('stages', 'stages', range(self.config.num_layers), LORA_TARGETS)
+        return LayerTable({name: name for name in OUTSIDE}, [stages])
+
+    def weight_rules(self):
+        """The table of its checkpoint."""
+        return self._table().rules(self.scan)
+
+    def module_paths(self):
+        """Checkpoint name of every layer that may carry an adapter -> its path."""
+        return self._table().paths(self.scan)
+
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):
         c, compiled = self.config, dict(scan=self.scan, remat=self.remat)
-        adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         block = dict(adapters=adapters, dtype=self.dtype)
         dense = lambda features, name: layers.Dense(features, **block, name=name)
         time = layers.timestep_embedding(1000 * timestep)
@@ -76,21 +88,6 @@ class PlainTransformer(Network):
         x = dense(c.width, 'enter')(latents)
         x = stack(Stage, c.num_layers, 'stages', block, x, prompt, **compiled)
         return dense(c.in_channels, 'leave')(x).astype(jnp.float32)
-
-
-def _table(config):
-    stages = Stack('stages', 'stages', range(config.num_layers), LORA_TARGETS)
-    return LayerTable({name: name for name in OUTSIDE}, [stages])
-
-
-def module_paths(config, scan):
-    """Checkpoint name of every layer that may carry an adapter -> its path."""
-    return _table(config).paths(scan)
-
-
-def weight_rules(config, scan):
-    """The table of its checkpoint."""
-    return _table(config).rules(scan)
 
 
 class PlainPipeline(FluxPipeline):
@@ -128,17 +125,6 @@ class PlainPipeline(FluxPipeline):
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         text = conditioning['context'], conditioning['pooled']
         return lambda x, s: self.apply_transformer(base, adapters, x, *text, s)
-
-    def weight_rules(self):
-        return {
-            'transformer': weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae.weight_rules(),
-            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
-            'text_encoder_2': t5.weight_rules(),
-        }
-
-    def adapter_names(self):
-        return module_paths(self.transformer.config, self.transformer.scan)
 
     def example_inputs(self, name):
         if name != 'transformer':

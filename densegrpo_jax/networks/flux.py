@@ -133,6 +133,12 @@ class FluxTransformer(Network):
     ROW = (*mmdit.ROW, 'proj_out')
     BLOCKS = STACKS
 
+    def weight_rules(self):
+        return weight_rules(self.config, self.scan)
+
+    def module_paths(self):
+        return module_paths(self.config, self.scan)
+
     @nn.compact
     def __call__(self, latents, text, pooled, timestep, guidance, img_ids, txt_ids):
         """Predicts the velocity eps - x_0.
@@ -155,7 +161,7 @@ class FluxTransformer(Network):
                 f'guidance is {"given" if guidance is not None else "None"} but the network has '
                 f'guidance_embeds={config.guidance_embeds}'
             )
-        adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, name=name
         )

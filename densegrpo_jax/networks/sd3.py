@@ -172,6 +172,12 @@ class Sd3Transformer(Network):
     MATRICES = BUFFERS = ('pos_embed',)
     BLOCKS = ('transformer_blocks(_from)?',)
 
+    def weight_rules(self):
+        return weight_rules(self.config, self.scan)
+
+    def module_paths(self):
+        return module_paths(self.config, self.scan)
+
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):
         """Predicts the velocity eps - x_0.
@@ -185,7 +191,7 @@ class Sd3Transformer(Network):
           [B, h, w, out_channels] float32.
         """
         c = self.config
-        adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, name=name
         )

@@ -246,6 +246,12 @@ class ZImageTransformer(Network):
     ROW = ('to_out_0', 'w2', 'mlp_2', 'final_layer')
     BLOCKS = STACKS
 
+    def weight_rules(self):
+        return weight_rules(self.config, self.scan)
+
+    def module_paths(self):
+        return module_paths(self.config, self.scan)
+
     @nn.compact
     def __call__(self, latents, text, mask, time):
         """Predicts x_0 - eps.
@@ -259,7 +265,7 @@ class ZImageTransformer(Network):
           [B, h, w, in_channels] float32.
         """
         c = self.config
-        adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         zeros = nn.initializers.zeros
         batch, height, width, channels = latents.shape
         rows, columns, length = height // 2, width // 2, filled(text.shape[1])
