@@ -13,19 +13,14 @@ Expected cost and memory: those of flux2_klein_ocr.py, and 1 % more seconds, as 
 Expected score: none is claimed; no paper has such a run.
 """
 
-from densegrpo_jax.config.recipes import klein
+from densegrpo_jax.config.recipes import geneval, klein
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
-from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 
 def get_config(variant: str = ''):
     c = klein(default_config())
     c.label = 'FLUX.2-klein-4B, GenEval, dense credit'
     c.credit.std = 'global'
-    c.reward = {
-        'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}
-    }
-    c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
-    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl', eval_prompts=2212)
+    geneval(c)
     return apply(c, variant, samples=24, transitions=3)

@@ -21,7 +21,7 @@ All plans: docs/own_machine.md.
 Expected score: none is claimed; no paper has such a run.
 """
 
-from densegrpo_jax.config.recipes import klein
+from densegrpo_jax.config.recipes import klein, ocr
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
@@ -29,7 +29,5 @@ from densegrpo_jax.config.variants import apply
 def get_config(variant: str = ''):
     c = klein(default_config())
     c.label = 'FLUX.2-klein-4B, OCR, dense credit'
-    c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
-    c.eval.best = 'total'  # OCR accuracy
-    c.data.update(train='scenes', eval='scenes', eval_prompts=512)
+    ocr(c)
     return apply(c, variant, samples=24, transitions=3)

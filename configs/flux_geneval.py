@@ -19,25 +19,15 @@ encoders, 9 GiB, are freed before training).
 Expected score: none is claimed (extrapolated; the paper has no such run).
 """
 
+from densegrpo_jax.config.recipes import flux, geneval
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
-from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 
 def get_config(variant: str = ''):
-    c = default_config()
+    c = flux(default_config())
     c.label = 'FLUX.1-dev, GenEval, dense credit'
-    c.model.update(
-        path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5
-    )
-    c.rollout.update(
-        steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8, last=3
-    )
+    c.rollout.last = 3
     c.credit.std = 'global'
-    c.reward = {
-        'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}
-    }
-    c.eval.update(every=30, steps=28, shown=16)
-    c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
-    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl', eval_prompts=2212)
+    geneval(c)
     return apply(c, variant, samples=24, transitions=3)

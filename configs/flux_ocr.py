@@ -17,19 +17,13 @@ Expected score: none is claimed; FLUX with OCR is in no paper (extrapolated from
 rise within 300 iterations).
 """
 
+from densegrpo_jax.config.recipes import flux, ocr
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
 
 def get_config(variant: str = ''):
-    c = default_config()
+    c = flux(default_config())
     c.label = 'FLUX.1-dev, OCR, dense credit'
-    c.model.update(
-        path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5
-    )
-    c.rollout.update(steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
-    c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
-    c.eval.update(every=30, steps=28, shown=16)
-    c.eval.best = 'total'  # OCR accuracy
-    c.data.update(train='scenes', eval='scenes', eval_prompts=512)
+    ocr(c)
     return apply(c, variant, samples=24, transitions=3)

@@ -19,19 +19,15 @@ encoders, 9 GiB, are freed before training), and 3.7 GiB of PickScore on every d
 Expected score: a rise from 20.4 to 21.8 over 800 updates (read off the paper's figure).
 """
 
-from densegrpo_jax.config.recipes import pickscore
+from densegrpo_jax.config.recipes import flux, pickscore
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
 
 def get_config(variant: str = ''):
-    c = default_config()
+    c = flux(default_config())
     c.label = 'FLUX.1-dev, PickScore, dense credit'
-    c.model.update(
-        path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5
-    )
-    c.rollout.update(steps=6, prompts=48, group=24, kernel='sde', noise='flow_grpo', level=0.9)
+    c.rollout.update(kernel='sde', noise='flow_grpo', level=0.9)
     c.credit.std = 'global'
-    c.eval.update(every=30, steps=28, shown=16)
     pickscore(c)
     return apply(c, variant, samples=24, transitions=3)

@@ -18,20 +18,15 @@ Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, are freed befor
 Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
 """
 
-from densegrpo_jax.config.recipes import sd35
+from densegrpo_jax.config.recipes import geneval, sd35
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
-from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 
 def get_config(variant: str = ''):
     c = sd35(default_config())
     c.label = 'SD3.5-M, GenEval, dense credit'
     c.iterations = 4500
-    c.reward = {
-        'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}
-    }
-    c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
     c.loss.beta = 0.04
-    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl', eval_prompts=2212)
+    geneval(c)
     return apply(c, variant, samples=24, transitions=8)

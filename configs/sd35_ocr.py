@@ -18,7 +18,7 @@ Expected score: 0.95 after 1,500 iterations (the paper, on its own prompts; Flow
 0.59).
 """
 
-from densegrpo_jax.config.recipes import sd35
+from densegrpo_jax.config.recipes import ocr, sd35
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
@@ -27,8 +27,6 @@ def get_config(variant: str = ''):
     c = sd35(default_config())
     c.label = 'SD3.5-M, OCR, dense credit'
     c.iterations = 1500
-    c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
     c.loss.beta = 0.04
-    c.eval.best = 'total'  # OCR accuracy
-    c.data.update(train='scenes', eval='scenes', eval_prompts=512)
+    ocr(c)
     return apply(c, variant, samples=24, transitions=8)

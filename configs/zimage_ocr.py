@@ -20,7 +20,7 @@ freed before training. A card of 24 GB hardly takes it with the base in 4 bits,
 Expected score: none is claimed; no paper has such a run.
 """
 
-from densegrpo_jax.config.recipes import zimage
+from densegrpo_jax.config.recipes import ocr, zimage
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
@@ -28,7 +28,5 @@ from densegrpo_jax.config.variants import apply
 def get_config(variant: str = ''):
     c = zimage(default_config())
     c.label = 'Z-Image-Turbo, OCR, dense credit'
-    c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
-    c.eval.best = 'total'  # OCR accuracy
-    c.data.update(train='scenes', eval='scenes', eval_prompts=512)
+    ocr(c)
     return apply(c, variant, samples=24, transitions=3)

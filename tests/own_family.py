@@ -12,9 +12,8 @@ from flax import linen as nn
 from densegrpo_jax.networks import clip_text, layers, t5, vae
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.config_json import read_config
-from densegrpo_jax.networks.mmdit import block_paths, block_rules, stack
+from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import linear_rules
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.flux import FluxPipeline
 
@@ -66,10 +65,22 @@ class PlainTransformer(Network):
     ROW = ('narrow', 'leave')
     BLOCKS = ('stages',)
 
+    def _table(self):
+        stages = Stack('stages', 'stages', range(self.config.num_layers), LORA_TARGETS)
+        return LayerTable({name: name for name in OUTSIDE}, [stages])
+
+    def weight_rules(self):
+        """The table of its checkpoint."""
+        return self._table().rules(self.scan)
+
+    def module_paths(self):
+        """Checkpoint name of every layer that may carry an adapter -> its path."""
+        return self._table().paths(self.scan)
+
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):
         c, compiled = self.config, dict(scan=self.scan, remat=self.remat)
-        adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         block = dict(adapters=adapters, dtype=self.dtype)
         dense = lambda features, name: layers.Dense(features, **block, name=name)
         time = layers.timestep_embedding(1000 * timestep)
@@ -77,19 +88,6 @@ class PlainTransformer(Network):
         x = dense(c.width, 'enter')(latents)
         x = stack(Stage, c.num_layers, 'stages', block, x, prompt, **compiled)
         return dense(c.in_channels, 'leave')(x).astype(jnp.float32)
-
-
-def module_paths(config, scan):
-    """Checkpoint name of every layer that may carry an adapter -> its path."""
-    paths = block_paths('stages', 'stages', range(config.num_layers), LORA_TARGETS, scan)
-    return {name: name for name in OUTSIDE} | paths
-
-
-def weight_rules(config, scan):
-    """The table of its checkpoint."""
-    rules = [rule for name in OUTSIDE for rule in linear_rules(name, name)]
-    blocks = range(config.num_layers)
-    return rules + block_rules('stages', 'stages', blocks, LORA_TARGETS, (), scan)
 
 
 class PlainPipeline(FluxPipeline):
@@ -127,17 +125,6 @@ class PlainPipeline(FluxPipeline):
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         text = conditioning['context'], conditioning['pooled']
         return lambda x, s: self.apply_transformer(base, adapters, x, *text, s)
-
-    def weight_rules(self):
-        return {
-            'transformer': weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae.weight_rules(),
-            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
-            'text_encoder_2': t5.weight_rules(),
-        }
-
-    def adapter_names(self):
-        return module_paths(self.transformer.config, self.transformer.scan)
 
     def example_inputs(self, name):
         if name != 'transformer':

@@ -79,6 +79,9 @@ class ClipTextModel(Network):
     MATRICES = ('text_projection',)
     PREFIX = 'text_model.'  # in released folders; Transformers before 5 opens no others
 
+    def weight_rules(self):
+        return weight_rules(self.scan)
+
     @nn.compact
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """ids [B, L <= max_position_embeddings] int32 -> (states [B, L, D], pooled [B, D or

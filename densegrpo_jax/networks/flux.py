@@ -15,16 +15,17 @@ from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     Attention,
     JointBlock,
+    LayerTable,
     Modulation,
+    Stack,
     TimeTextEmbed,
-    block_paths,
-    block_rules,
     modulated_norm,
     path,
     stack,
 )
+from densegrpo_jax.networks.names import JOINT_ATTENTION
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, linear_rules
+from densegrpo_jax.networks.weight_rules import Rule
 
 CLASS_NAME = 'FluxTransformer2DModel'
 STACKS = ('transformer_blocks', 'single_transformer_blocks')
@@ -132,6 +133,12 @@ class FluxTransformer(Network):
     ROW = (*mmdit.ROW, 'proj_out')
     BLOCKS = STACKS
 
+    def weight_rules(self):
+        return weight_rules(self.config, self.scan)
+
+    def module_paths(self):
+        return module_paths(self.config, self.scan)
+
     @nn.compact
     def __call__(self, latents, text, pooled, timestep, guidance, img_ids, txt_ids):
         """Predicts the velocity eps - x_0.
@@ -154,7 +161,7 @@ class FluxTransformer(Network):
                 f'guidance is {"given" if guidance is not None else "None"} but the network has '
                 f'guidance_embeds={config.guidance_embeds}'
             )
-        adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, name=name
         )
@@ -211,14 +218,7 @@ _LINEARS = {
     'transformer_blocks': (
         'norm1.linear',
         'norm1_context.linear',
-        'attn.to_q',
-        'attn.to_k',
-        'attn.to_v',
-        'attn.add_q_proj',
-        'attn.add_k_proj',
-        'attn.add_v_proj',
-        'attn.to_out.0',
-        'attn.to_add_out',
+        *JOINT_ATTENTION,
         'ff.net.0.proj',
         'ff.net.2',
         'ff_context.net.0.proj',
@@ -240,34 +240,27 @@ _NORMS = {
 }
 
 
-def _linears_outside_blocks(config: FluxConfig) -> list[str]:
+def _table(config: FluxConfig) -> LayerTable:
     embedders = ['timestep_embedder', 'text_embedder'] + [
         'guidance_embedder'
     ] * config.guidance_embeds
-    return [*_LINEARS[''], *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]
-
-
-def _stacks(config: FluxConfig) -> list[tuple[str, int]]:
-    return list(zip(STACKS, (config.num_layers, config.num_single_layers)))
+    inner = (f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
+    stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
+    return LayerTable(
+        {name: path(name) for name in (*_LINEARS[''], *inner)},
+        [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
+    )
 
 
 def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here, e.g.
     'transformer_blocks.0.attn.to_out.0' -> 'transformer_blocks_0/attn/to_out_0' (scanned:
     'transformer_blocks/attn/to_out_0')."""
-    names = {name: path(name) for name in _linears_outside_blocks(config)}
-    for name, length in _stacks(config):
-        names |= block_paths(name, name, range(length), _LINEARS[name], scan)
-    return names
+    return _table(config).paths(scan)
 
 
 def weight_rules(config: FluxConfig, scan: bool) -> list[Rule]:
     """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
-    rules = [
-        rule for name in _linears_outside_blocks(config) for rule in linear_rules(name, path(name))
-    ]
-    for name, length in _stacks(config):
-        rules += block_rules(name, name, range(length), _LINEARS[name], _NORMS[name], scan)
-    return rules
+    return _table(config).rules(scan)

@@ -16,10 +16,10 @@ from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     Attention,
-    Embedder,
+    LayerTable,
     Modulation,
-    block_paths,
-    block_rules,
+    Stack,
+    TimeTextEmbed,
     modulated_norm,
     path,
     stack,
@@ -209,25 +209,6 @@ class SingleBlock(nn.Module):
         return x + gate[:, None] * out, None
 
 
-class TimeGuidanceEmbed(nn.Module):
-    """Sum of the embeddings of time and guidance (None if the network has none): [B, features]
-    float32.
-    """
-
-    channels: int
-    features: int
-    adapters: lora_lib.Adapters | None
-
-    @nn.compact
-    def __call__(self, timestep, guidance):
-        def embed(x, name):
-            x = layers.timestep_embedding(x.astype(jnp.float32) * 1000, self.channels)
-            return Embedder(self.features, self.adapters, bias=False, name=name)(x)
-
-        total = embed(timestep, 'timestep_embedder')
-        return total if guidance is None else total + embed(guidance, 'guidance_embedder')
-
-
 class Flux2Transformer(Network):
     """The velocity network of FLUX.2.
 
@@ -254,6 +235,12 @@ class Flux2Transformer(Network):
     ROW = (*mmdit.ROW, 'to_out', 'linear_out', 'proj_out')
     BLOCKS = STACKS
 
+    def weight_rules(self):
+        return weight_rules(self.config, self.scan)
+
+    def module_paths(self):
+        return module_paths(self.config, self.scan)
+
     @nn.compact
     def __call__(self, latents, text, timestep, guidance, rope):
         """Predicts the velocity eps - x_0.
@@ -275,14 +262,15 @@ class Flux2Transformer(Network):
                 f'guidance is {"given" if guidance is not None else "None"} but the network has '
                 f'guidance_embeds={config.guidance_embeds}'
             )
-        adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, use_bias=False, name=name
         )
-        embed = TimeGuidanceEmbed(
-            config.timestep_guidance_channels,
+        embed = TimeTextEmbed(
             config.hidden_dim,
             adapters,
+            config.timestep_guidance_channels,
+            bias=False,
             name='time_guidance_embed',
         )
         cond = nn.silu(embed(timestep, guidance))
@@ -330,24 +318,21 @@ class Flux2Transformer(Network):
         return dense(channels, 'proj_out', nn.initializers.zeros)(x).astype(jnp.float32)
 
 
+# Where adapters are trained: those of FLUX.1, and last the two fused ones of the single blocks.
+LORA_TARGETS = (
+    *JOINT_ATTENTION,
+    'ff.linear_in',
+    'ff.linear_out',
+    'ff_context.linear_in',
+    'ff_context.linear_out',
+    'attn.to_qkv_mlp_proj',
+    'attn.to_out',
+)
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of
 # the adapters' target names.
 _LINEARS = {
-    'transformer_blocks': (
-        'attn.to_q',
-        'attn.to_k',
-        'attn.to_v',
-        'attn.add_q_proj',
-        'attn.add_k_proj',
-        'attn.add_v_proj',
-        'attn.to_out.0',
-        'attn.to_add_out',
-        'ff.linear_in',
-        'ff.linear_out',
-        'ff_context.linear_in',
-        'ff_context.linear_out',
-    ),
-    'single_transformer_blocks': ('attn.to_qkv_mlp_proj', 'attn.to_out'),
+    'transformer_blocks': LORA_TARGETS[:-2],
+    'single_transformer_blocks': LORA_TARGETS[-2:],
     '': (
         'x_embedder',
         'context_embedder',
@@ -362,46 +347,27 @@ _NORMS = {
     'transformer_blocks': ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k'),
     'single_transformer_blocks': ('attn.norm_q', 'attn.norm_k'),
 }
-# Where adapters are trained: those of FLUX.1, and the fused ones of the single blocks.
-LORA_TARGETS = (
-    *JOINT_ATTENTION,
-    'ff.linear_in',
-    'ff.linear_out',
-    'ff_context.linear_in',
-    'ff_context.linear_out',
-    'attn.to_qkv_mlp_proj',
-    'attn.to_out',
-)
 
 
-def _linears_outside_blocks(config: Flux2Config) -> list[str]:
+def _table(config: Flux2Config) -> LayerTable:
     embedders = ['timestep_embedder'] + ['guidance_embedder'] * config.guidance_embeds
     inner = (f'time_guidance_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
-    return [*_LINEARS[''], *inner]
-
-
-def _stacks(config: Flux2Config) -> list[tuple[str, int]]:
-    return list(zip(STACKS, (config.num_layers, config.num_single_layers)))
+    stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
+    return LayerTable(
+        {name: path(name) for name in (*_LINEARS[''], *inner)},
+        [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
+    )
 
 
 def module_paths(config: Flux2Config, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here; see
     `flux.module_paths`.
     """
-    names = {name: path(name) for name in _linears_outside_blocks(config)}
-    for name, length in _stacks(config):
-        names |= block_paths(name, name, range(length), _LINEARS[name], scan)
-    return names
+    return _table(config).paths(scan)
 
 
 def weight_rules(config: Flux2Config, scan: bool) -> list[Rule]:
     """The table of Diffusers' Flux2Transformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
-    rules = [
-        Rule(f'{name}.weight', f'{path(name)}/kernel', 'linear')
-        for name in _linears_outside_blocks(config)
-    ]
-    for name, length in _stacks(config):
-        rules += block_rules(name, name, range(length), _LINEARS[name], _NORMS[name], scan)
-    return rules
+    return _table(config).rules(scan)

@@ -147,8 +147,10 @@ def rope_tables(ids, axes_dims, theta=10000.0):
 
 
 def apply_rope(x, cos, sin):
-    """Rotates channel pairs (x_2i, x_2i+1): x [B, N, H, d], tables [N, d] -> float32."""
+    """Rotates channel pairs (x_2i, x_2i+1): x [B, N, H, d], tables [N, d] or [B, N, d] ->
+    float32.
+    """
     x = x.astype(jnp.float32)
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-    return x * cos[:, None, :] + turned * sin[:, None, :]
+    return x * cos[..., None, :] + turned * sin[..., None, :]

@@ -5,10 +5,11 @@ Scalable interpolant transformers with one set of weights per modality (arXiv:24
 4). Submodules carry the names of the checkpoints, so that the tables below are rules over names.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.names import REMAT_POLICIES
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import Rule, linear_rules
 
 # Of the layers below, as in `Network`.
 COLUMN = ('to_[qkv]', 'add_[qkv]_proj', 'net_0/proj', r'norm\w*/linear', 'linear_1')
@@ -56,26 +57,29 @@ class Embedder(nn.Module):
 
 
 class TimeTextEmbed(nn.Module):
-    """Sum of the embeddings of time, guidance (None if the network has none) and pooled text: [B,
-    features] float32.
+    """Sum of the embeddings of time, guidance and pooled text: [B, features] float32. The last two
+    are None if the network has none.
+
+    channels: of the sinusoidal embeddings of time and guidance.
     """
 
     features: int
     adapters: lora_lib.Adapters | None
+    channels: int = 256
+    bias: bool = True
 
     @nn.compact
-    def __call__(self, timestep, guidance, pooled):
+    def __call__(self, timestep, guidance, pooled=None):
         def embed(x, name):
-            return Embedder(self.features, self.adapters, name=name)(x)
+            return Embedder(self.features, self.adapters, self.bias, name=name)(x)
 
-        total = embed(
-            layers.timestep_embedding(timestep.astype(jnp.float32) * 1000), 'timestep_embedder'
-        )
+        def waves(t):
+            return layers.timestep_embedding(t.astype(jnp.float32) * 1000, self.channels)
+
+        total = embed(waves(timestep), 'timestep_embedder')
         if guidance is not None:
-            total += embed(
-                layers.timestep_embedding(guidance.astype(jnp.float32) * 1000), 'guidance_embedder'
-            )
-        return total + embed(pooled, 'text_embedder')
+            total += embed(waves(guidance), 'guidance_embedder')
+        return total if pooled is None else total + embed(pooled, 'text_embedder')
 
 
 class Modulation(nn.Module):
@@ -300,44 +304,55 @@ def path(name: str) -> str:
     return re.sub(r'\.(\d+)', r'_\1', name).replace('.', '/')
 
 
-def block_paths(
-    source: str, target: str, indices: Sequence[int], linears: Sequence[str], scan: bool
-) -> dict[str, str]:
-    """Checkpoint name -> path of every linear layer of a stack, e.g. 'blocks.0.attn.to_q' ->
-    'blocks_0/attn/to_q' (scanned: 'blocks/...').
+class Stack(NamedTuple):
+    """The table of equal blocks.
 
-    source, target: names of the stack in the checkpoint and, scanned, in the tree. indices: of its
-    blocks in the checkpoint.
+    source, target: names of the stack in the checkpoint and, scanned, in the tree; blocks that are
+      not scanned are '<source>_<index>' there. indices: of its blocks in the checkpoint. linears,
+      norms: names of a block's layers.
     """
-    return {
-        f'{source}.{i}.{n}': f'{target}/{path(n)}' if scan else f'{source}_{i}/{path(n)}'
-        for i in indices
-        for n in linears
-    }
+
+    source: str
+    target: str
+    indices: range
+    linears: Sequence[str]
+    norms: Sequence[str] = ()
 
 
-def block_rules(
-    source: str,
-    target: str,
-    indices: Sequence[int],
-    linears: Sequence[str],
-    norms: Sequence[str],
-    scan: bool,
-) -> list[Rule]:
-    """The table of a stack; scanned blocks stack over their index, counted from the stack's
-    first.
+class LayerTable(NamedTuple):
+    """The table of a network: its linear layers outside the blocks (name in the checkpoint -> path
+    in the tree), and its stacks.
     """
-    if not indices:
-        return []
-    field = f'{{i:{"|".join(map(str, indices))}}}'
-    target = target if scan else f'{source}_{{i}}'
-    rule = functools.partial(Rule, first=indices[0] if scan else 0)
-    rules = []
-    for name in linears:
-        rules += [
-            rule(f'{source}.{field}.{name}.weight', f'{target}/{path(name)}/kernel', 'linear'),
-            rule(f'{source}.{field}.{name}.bias', f'{target}/{path(name)}/bias'),
-        ]
-    return rules + [
-        rule(f'{source}.{field}.{name}.weight', f'{target}/{path(name)}/scale') for name in norms
-    ]
+
+    outside: dict[str, str]
+    stacks: Sequence[Stack]
+
+    def paths(self, scan: bool) -> dict[str, str]:
+        """Checkpoint name -> path of every linear layer, e.g. 'blocks.0.attn.to_q' ->
+        'blocks_0/attn/to_q' (scanned: 'blocks/...').
+        """
+        return self.outside | {
+            f'{s.source}.{i}.{n}': f'{s.target if scan else f"{s.source}_{i}"}/{path(n)}'
+            for s in self.stacks
+            for i in s.indices
+            for n in s.linears
+        }
+
+    def rules(self, scan: bool) -> list[Rule]:
+        """The rules of all layers; scanned blocks stack over their index, counted from the stack's
+        first. A layer without a bias has a rule for it that matches nothing.
+        """
+        rules = [rule for pair in self.outside.items() for rule in linear_rules(*pair)]
+        for s in self.stacks:
+            if not s.indices:
+                continue
+            source = f'{s.source}.{{i:{"|".join(map(str, s.indices))}}}'
+            target = s.target if scan else f'{s.source}_{{i}}'
+            found = [
+                rule
+                for n in s.linears
+                for rule in linear_rules(f'{source}.{n}', f'{target}/{path(n)}')
+            ] + [Rule(f'{source}.{n}.weight', f'{target}/{path(n)}/scale') for n in s.norms]
+            first = s.indices[0] if scan else 0
+            rules += [dataclasses.replace(rule, first=first) for rule in found]
+        return rules

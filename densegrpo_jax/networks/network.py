@@ -38,6 +38,14 @@ class Network(nn.Module):
         """The tensors of a file, by key, under the keys that the weight rules know."""
         return tensors
 
+    def weight_rules(self) -> list:
+        """The table of its checkpoint: rows of `networks.weight_rules.Rule`."""
+        raise NotImplementedError
+
+    def module_paths(self) -> dict[str, str]:
+        """Checkpoint name -> path of every layer that may carry an adapter; of a transformer."""
+        raise NotImplementedError
+
 
 def sharding_rules(networks: Iterable[Network | type[Network]]) -> tuple[Rule, ...]:
     """The table that places the parameters of several networks, and states made of them."""

@@ -228,6 +228,9 @@ class Qwen3Encoder(Network):
             )
         return tuple(k % (count + 1) for k in self.layers)
 
+    def weight_rules(self):
+        return weight_rules()
+
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """ids int32 [B, L], mask bool [B, L] (False: padding) -> [B, L, len(layers), hidden_size]

@@ -16,17 +16,17 @@ from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     JointBlock,
+    LayerTable,
     Modulation,
+    Stack,
     TimeTextEmbed,
-    block_paths,
-    block_rules,
     modulated_norm,
     path,
     stack,
 )
 from densegrpo_jax.networks.names import JOINT_ATTENTION
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, conv_rules, linear_rules
+from densegrpo_jax.networks.weight_rules import Rule, conv_rules
 
 CLASS_NAME = 'SD3Transformer2DModel'
 
@@ -172,6 +172,12 @@ class Sd3Transformer(Network):
     MATRICES = BUFFERS = ('pos_embed',)
     BLOCKS = ('transformer_blocks(_from)?',)
 
+    def weight_rules(self):
+        return weight_rules(self.config, self.scan)
+
+    def module_paths(self):
+        return module_paths(self.config, self.scan)
+
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):
         """Predicts the velocity eps - x_0.
@@ -185,7 +191,7 @@ class Sd3Transformer(Network):
           [B, h, w, out_channels] float32.
         """
         c = self.config
-        adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         dense = lambda features, name, init=layers.kernel_init: layers.Dense(
             features, adapters, self.dtype, init, name=name
         )
@@ -267,6 +273,8 @@ _JOINT = (
 )
 _TEXT_OUT = ('attn.to_add_out', 'ff_context.net.0.proj', 'ff_context.net.2')
 _DUAL = ('attn2.to_q', 'attn2.to_k', 'attn2.to_v', 'attn2.to_out.0')
+_NORMS = ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k')
+_DUAL_NORMS = ('attn2.norm_q', 'attn2.norm_k')
 _OUTSIDE = (
     'context_embedder',
     'norm_out.linear',
@@ -282,44 +290,27 @@ _OUTSIDE = (
 LORA_TARGETS = JOINT_ATTENTION
 
 
-def _linears(dual: bool, last: bool) -> tuple[str, ...]:
-    return _JOINT + _TEXT_OUT * (not last) + _DUAL * dual
+def _table(config: Sd3Config) -> LayerTable:
+    stacks = []
+    for first, length, dual, last in block_runs(config):
+        linears = _JOINT + _TEXT_OUT * (not last) + _DUAL * dual
+        norms = (_NORMS + _DUAL_NORMS * dual) * (config.qk_norm is not None)
+        blocks = range(first, first + length)
+        stacks.append(Stack('transformer_blocks', _stack_name(first), blocks, linears, norms))
+    return LayerTable({name: path(name) for name in _OUTSIDE}, stacks)
 
 
 def module_paths(config: Sd3Config, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here."""
-    names = {name: path(name) for name in _OUTSIDE}
-    for first, length, dual, last in block_runs(config):
-        names |= block_paths(
-            'transformer_blocks',
-            _stack_name(first),
-            range(first, first + length),
-            _linears(dual, last),
-            scan,
-        )
-    return names
+    return _table(config).paths(scan)
 
 
 def weight_rules(config: Sd3Config, scan: bool) -> list[Rule]:
     """The table of Diffusers' SD3Transformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
-    rules = [
+    return [
         *conv_rules('pos_embed.proj', 'pos_embed'),
         Rule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
+        *_table(config).rules(scan),
     ]
-    rules += [rule for name in _OUTSIDE for rule in linear_rules(name, path(name))]
-    for first, length, dual, last in block_runs(config):
-        norms = ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k') + (
-            'attn2.norm_q',
-            'attn2.norm_k',
-        ) * dual
-        rules += block_rules(
-            'transformer_blocks',
-            _stack_name(first),
-            range(first, first + length),
-            _linears(dual, last),
-            norms if config.qk_norm else (),
-            scan,
-        )
-    return rules

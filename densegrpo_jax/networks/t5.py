@@ -179,6 +179,9 @@ class T5Encoder(Network):
             return tensors
         return {shared if key == alone else key: value for key, value in tensors.items()}
 
+    def weight_rules(self):
+        return weight_rules()
+
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids [B, L] int32 -> [B, L, d_model] in `dtype`. Padding is attended to, as in Diffusers'

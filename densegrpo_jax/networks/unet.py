@@ -338,6 +338,12 @@ class Unet(Network):
     ROW = ('to_out_0', 'net_2', 'linear_2', 'proj_out')
     BLOCKS = ('transformer_blocks',)
 
+    def weight_rules(self):
+        return weight_rules()
+
+    def module_paths(self):
+        return module_paths(self.config)
+
     @nn.compact
     def __call__(self, latents, text, timestep):
         """Predicts the noise.
@@ -355,7 +361,7 @@ class Unet(Network):
                 f'latents of {latents.shape[1]} x {latents.shape[2]} do not fit: both must be '
                 f'multiples of {c.downscale}'
             )
-        adapters = lora_lib.resolve(self.lora, module_paths(c))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         widths, shared = c.block_out_channels, dict(config=c, adapters=adapters, dtype=self.dtype)
         embedded = layers.timestep_embedding(timestep, widths[0])
         time = nn.silu(Embedder(4 * widths[0], None, name='time_embedding')(embedded))

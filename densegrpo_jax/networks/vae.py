@@ -316,6 +316,9 @@ class AutoencoderKL(Network):
     COLUMN = ('to_[qkv]',)
     ROW = ('to_out_0',)
 
+    def weight_rules(self):
+        return weight_rules()
+
     def setup(self):
         config = self.config
         self.encoder, self.decoder = Encoder(config), Decoder(config)

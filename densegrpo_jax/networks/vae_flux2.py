@@ -128,6 +128,9 @@ class AutoencoderKLFlux2(vae.AutoencoderKL):
 
     config: Flux2VaeConfig
 
+    def weight_rules(self):
+        return weight_rules()
+
     def setup(self):
         c = self.config
         self.encoder, self.decoder = vae.Encoder(c.encoder), vae.Decoder(c.decoder)

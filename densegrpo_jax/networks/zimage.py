@@ -17,9 +17,9 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
-from densegrpo_jax.networks.mmdit import block_paths, path, stack
+from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, linear_rules
+from densegrpo_jax.networks.weight_rules import Rule
 
 CLASS_NAME = 'ZImageTransformer2DModel'
 STACKS = ('noise_refiner', 'context_refiner', 'layers')
@@ -118,14 +118,6 @@ def check_positions(config: ZImageConfig, text: int, rows: int, columns: int) ->
         )
 
 
-def rotate(x, cos, sin):
-    """Rotates channel pairs: x [B, N, H, d], tables [N, d] or [B, N, d] -> float32."""
-    x = x.astype(jnp.float32)
-    pairs = x.reshape(*x.shape[:-1], -1, 2)
-    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-    return x * cos[..., None, :] + turned * sin[..., None, :]
-
-
 class Attention(nn.Module):
     """Self-attention with RMS-normalised queries and keys, without biases."""
 
@@ -148,7 +140,7 @@ class Attention(nn.Module):
             for name in ('to_q', 'to_k', 'to_v')
         )
         q, k = (
-            rotate(layers.RMSNorm(QK_EPS, name=name)(part), *rope)
+            layers.apply_rope(layers.RMSNorm(QK_EPS, name=name)(part), *rope)
             for name, part in (('norm_q', q), ('norm_k', k))
         )
         q, k = q.astype(self.dtype), k.astype(self.dtype)
@@ -254,6 +246,12 @@ class ZImageTransformer(Network):
     ROW = ('to_out_0', 'w2', 'mlp_2', 'final_layer')
     BLOCKS = STACKS
 
+    def weight_rules(self):
+        return weight_rules(self.config, self.scan)
+
+    def module_paths(self):
+        return module_paths(self.config, self.scan)
+
     @nn.compact
     def __call__(self, latents, text, mask, time):
         """Predicts x_0 - eps.
@@ -267,7 +265,7 @@ class ZImageTransformer(Network):
           [B, h, w, in_channels] float32.
         """
         c = self.config
-        adapters = lora_lib.resolve(self.lora, module_paths(c, self.scan))
+        adapters = lora_lib.resolve(self.lora, self.module_paths())
         zeros = nn.initializers.zeros
         batch, height, width, channels = latents.shape
         rows, columns, length = height // 2, width // 2, filled(text.shape[1])
@@ -389,36 +387,28 @@ _OUTSIDE = {
 }
 
 
-def _stacks(config: ZImageConfig) -> list[tuple[str, int, tuple[str, ...]]]:
-    """(name, number of blocks, linear layers of a block)."""
+def _table(config: ZImageConfig) -> LayerTable:
     lengths = (config.n_refiner_layers, config.n_refiner_layers, config.n_layers)
     linears = lambda name: _BLOCK_LINEARS + (_MODULATION,) * (name != 'context_refiner')
-    return [(name, length, linears(name)) for name, length in zip(STACKS, lengths)]
+    stacks = [
+        Stack(name, name, range(n), linears(name), _BLOCK_NORMS) for name, n in zip(STACKS, lengths)
+    ]
+    return LayerTable(_OUTSIDE, stacks)
 
 
 def module_paths(config: ZImageConfig, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here; see
     `flux.module_paths`.
     """
-    names = dict(_OUTSIDE)
-    for name, length, linears in _stacks(config):
-        names |= block_paths(name, name, range(length), linears, scan)
-    return names
+    return _table(config).paths(scan)
 
 
 def weight_rules(config: ZImageConfig, scan: bool) -> list[Rule]:
     """The table of Diffusers' ZImageTransformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
-    rules = [rule for source, target in _OUTSIDE.items() for rule in linear_rules(source, target)]
-    rules += [
+    return [
         Rule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
         Rule('{t:x_pad_token|cap_pad_token}', '{t}'),
+        *_table(config).rules(scan),
     ]
-    for name, _, linears in _stacks(config):
-        source, target = f'{name}.{{i}}', name if scan else f'{name}_{{i}}'
-        for linear in linears:
-            rules += linear_rules(f'{source}.{linear}', f'{target}/{path(linear)}')
-        for norm in _BLOCK_NORMS:
-            rules.append(Rule(f'{source}.{norm}.weight', f'{target}/{path(norm)}/scale'))
-    return rules

@@ -158,8 +158,10 @@ class Pipeline:
 
     @property
     def text_tokens(self) -> int:
-        """Length of the text conditioning."""
-        raise NotImplementedError
+        """Length of the text conditioning: that of the encoder whose length can be chosen,
+        unless the family says otherwise.
+        """
+        return self.text_length
 
     def conditioning_shapes(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Names, shapes and dtypes of the conditioning of `batch` prompts, both as stored and as
@@ -252,7 +254,7 @@ class Pipeline:
 
     def weight_rules(self) -> dict[str, list]:
         """The conversion table of every component."""
-        raise NotImplementedError
+        return {name: module.weight_rules() for name, module in self.modules.items()}
 
     def original_layout(self, tensors: dict) -> dict:
         """Tensors of a single-file checkpoint of the transformer, by the names in its table."""
@@ -262,7 +264,7 @@ class Pipeline:
 
     def adapter_names(self) -> dict[str, str]:
         """Checkpoint name -> path of every layer of the transformer that may carry an adapter."""
-        raise NotImplementedError
+        return self.transformer.module_paths()
 
     def example_inputs(self, name: str) -> tuple:
         """Blank arguments that initialise a component; their sizes do not matter. Every family has

@@ -94,17 +94,6 @@ class FluxPipeline(PackedPipeline):
 
         return velocity
 
-    def weight_rules(self):
-        return {
-            'transformer': flux.weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae.weight_rules(),
-            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
-            'text_encoder_2': t5.weight_rules(),
-        }
-
-    def adapter_names(self):
-        return flux.module_paths(self.transformer.config, self.transformer.scan)
-
     def example_inputs(self, name):
         if name != 'transformer':
             return super().example_inputs(name)

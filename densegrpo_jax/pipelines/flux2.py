@@ -159,16 +159,6 @@ class Flux2KleinPipeline(PackedPipeline):
         mean, deviation = self._statistics(params)
         return (self.from_spatial(z, height, width) - mean) / deviation
 
-    def weight_rules(self):
-        return {
-            'transformer': flux2.weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae_flux2.weight_rules(),
-            'text_encoder': qwen3.weight_rules(),
-        }
-
-    def adapter_names(self):
-        return flux2.module_paths(self.transformer.config, self.transformer.scan)
-
     def example_inputs(self, name):
         if name != 'transformer':
             return super().example_inputs(name)

@@ -11,10 +11,6 @@ class PackedPipeline(Pipeline):
         rows, cols = token_grid(height, width)
         return rows * cols, self.transformer.config.in_channels
 
-    @property
-    def text_tokens(self):
-        return self.text_length
-
     def image_tokens(self, height, width):
         return self.latent_shape(height, width)[0]
 

@@ -108,9 +108,12 @@ class Sd15Pipeline(Pipeline):
         )
         return {'context': context}
 
+    @property
+    def text_tokens(self):
+        return self.modules['text_encoder'].config.max_position_embeddings
+
     def conditioning_shapes(self, batch):
-        clip = self.modules['text_encoder'].config
-        shape = batch, clip.max_position_embeddings, clip.hidden_size
+        shape = batch, self.text_tokens, self.modules['text_encoder'].config.hidden_size
         return {'context': jax.ShapeDtypeStruct(shape, self.transformer.dtype)}
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
@@ -130,16 +133,6 @@ class Sd15Pipeline(Pipeline):
     def end_scale(self):
         """The scheduler's grid may end above s = 0, where z = scale(s) x (core/diffusion_path)."""
         return diffusion_path.scale(float(diffusion_path.ddim_grid(self.scheduler, 1)[-1]))
-
-    def weight_rules(self):
-        return {
-            'transformer': unet.weight_rules(),
-            'vae': vae.weight_rules(),
-            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
-        }
-
-    def adapter_names(self):
-        return unet.module_paths(self.transformer.config)
 
     def example_inputs(self, name):
         if name != 'transformer':

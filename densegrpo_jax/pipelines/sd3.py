@@ -123,18 +123,6 @@ class Sd3Pipeline(Pipeline):
         rows, columns, _ = self.latent_shape(height, width)
         return rows * columns // self.transformer.config.patch_size**2
 
-    def weight_rules(self):
-        return {
-            'transformer': sd3.weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae.weight_rules(),
-            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
-            'text_encoder_2': clip_text.weight_rules(self.modules['text_encoder_2'].scan),
-            'text_encoder_3': t5.weight_rules(),
-        }
-
-    def adapter_names(self):
-        return sd3.module_paths(self.transformer.config, self.transformer.scan)
-
     def example_inputs(self, name):
         if name != 'transformer':
             return super().example_inputs(name)

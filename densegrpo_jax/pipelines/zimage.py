@@ -72,10 +72,6 @@ class ZImagePipeline(Pipeline):
         factor = self.vae.config.downscale
         return height // factor, width // factor, self.transformer.config.in_channels
 
-    @property
-    def text_tokens(self):
-        return self.text_length
-
     def conditioning_shapes(self, batch):
         shape = batch, self.text_tokens, self.transformer.config.cap_feat_dim
         return {
@@ -98,16 +94,6 @@ class ZImagePipeline(Pipeline):
         del guidance, height, width
         text = conditioning['context'], conditioning['mask']
         return lambda x, s: -self.apply_transformer(base, adapters, x, *text, 1 - s)
-
-    def weight_rules(self):
-        return {
-            'transformer': zimage.weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae.weight_rules(),
-            'text_encoder': qwen3.weight_rules(),
-        }
-
-    def adapter_names(self):
-        return zimage.module_paths(self.transformer.config, self.transformer.scan)
 
     def example_inputs(self, name):
         if name != 'transformer':
