@@ -2,8 +2,6 @@
 scheduler; and one training iteration.
 """
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +18,12 @@ from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.pipelines.weights.lora_reading import FILENAME, read_layers
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.sampler import make_rollout
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
-from densegrpo_jax.training.run import run
 from tests import compiled, miniature
-from tests.training.small_run import FEW
+from tests.training.small_run import first_update
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
 
@@ -183,35 +179,9 @@ def test_opens_for_any_mesh_with_plain_attention_alone(folder):
 
 @pytest.mark.slow
 def test_the_recipe_trains_with_ddim_noise(folder, tmp_path):
-    config = sd15_pickscore.get_config()
-    config.reward = {'jpeg': {'weight': 1.0}}
-    config.update_from_flattened_dict(
-        {
-            'model.path': str(folder),
-            'model.height': 32,
-            'model.width': 32,
-            'model.dtype': 'float32',
-            'iterations': 1,
-            'rollout.prompts': 2,
-            'rollout.group': 2,
-            'rollout.prompts_per_batch': 2,
-            'rollout.steps': 4,
-            'optim.microbatch': 4,
-            'eval.batch': 2,
-            'eval.steps': 2,
-            'eval.shown': 2,
-            'data.train': FEW,
-            'data.eval': 'tiny',
-            'data.eval_prompts': 2,
-        }
-    )
-    run(
-        config,
-        tmp_path,
-        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
-        StopRequest(),
-    )
-    first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
+    mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
+    small = {'model.width': 32, 'rollout.steps': 4}
+    first = first_update(sd15_pickscore, folder, tmp_path, mesh, **small)
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/grad_norm'] > 0
     # Guided; of four transitions the last is deterministic, so two states are completed.
     assert first['train/nfe'] == 2 * 4 * (4 + 3 + 2)

@@ -56,6 +56,25 @@ OVERRIDES = {
 # so that it is the same in a run that was shorter at first.
 SMOOTH = {'optim.eps': 1.0, 'optim.learning_rate': 0.1, 'optim.decay': 'constant'}
 
+# What makes the first update of a recipe small, whatever its family; it keeps its own task, method
+# and layers. `rollout.steps` is left to each.
+RECIPE = {
+    'iterations': 1,
+    'rollout.prompts': 2,
+    'rollout.group': 2,
+    'rollout.prompts_per_batch': 2,
+    'optim.microbatch': 4,
+    'eval.batch': 2,
+    'eval.steps': 2,
+    'eval.shown': 2,
+    'data.train': FEW,
+    'data.eval': 'tiny',
+    'data.eval_prompts': 2,
+    'model.height': 32,
+    'model.width': 64,
+    'model.dtype': 'float32',
+}
+
 
 def make_config(folder, **overrides):
     """tiny_ocr on a folder's pipeline, small, with `overrides` by their dotted keys."""
@@ -103,6 +122,19 @@ def trained(folder, workdir, mesh=None, **changes):
     config.reward = {'brightness': {'weight': 1.0}}
     run(config, workdir, mesh or one_device(), StopRequest())
     return final_state(workdir), [row for row in rows(workdir) if 'train/reward' in row]
+
+
+def first_update(recipe, folder, workdir, mesh=None, reward='jpeg', **changes):
+    """The metrics of a recipe's first update, made small by RECIPE, on a folder's pipeline, by
+    default on one device. Without `reward` the recipe keeps its own.
+    """
+    config = recipe.get_config()
+    config.model.path = str(folder)
+    config.update_from_flattened_dict({**RECIPE, **changes})
+    if reward:
+        config.reward = {reward: {'weight': 1.0}}
+    run(config, workdir, mesh or one_device(), StopRequest())
+    return rows(workdir)[1]
 
 
 def after_one_iteration(path, copy):

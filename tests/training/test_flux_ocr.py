@@ -2,7 +2,6 @@
 detector and recogniser.
 """
 
-import json
 import pathlib
 import subprocess
 import sys
@@ -12,24 +11,16 @@ import pytest
 
 from configs import flux_ocr
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.training.small_run import first_update
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
-    'iterations': 1,
     'model.height': 64,
-    'model.width': 64,
-    'rollout.prompts': 2,
-    'rollout.group': 2,
-    'rollout.prompts_per_batch': 2,
+    'model.dtype': 'bfloat16',
     'rollout.steps': 3,
-    'optim.microbatch': 4,
-    'eval.batch': 2,
-    'eval.steps': 2,
-    'eval.shown': 2,
-    'data.eval_prompts': 2,
+    'data.train': 'scenes',
+    'data.eval': 'scenes',
     'data.scenes': 50,
 }
 
@@ -41,18 +32,10 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_runs_on_a_small_folder(folder, tmp_path):
-    config = flux_ocr.get_config()
-    config.model.path = str(folder)
-    config.update_from_flattened_dict(SMALL)
-    run(
-        config,
-        tmp_path,
-        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
-        StopRequest(),
-    )
-    first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
+    mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
+    first = first_update(flux_ocr, folder, tmp_path, mesh, reward=None, **SMALL)
     # bfloat16: the re-scored ratio may deviate by a tenth of the clip range.
-    assert first['train/ratio_deviation_first'] <= 0.1 * config.loss.clip_range
+    assert first['train/ratio_deviation_first'] <= 0.1 * flux_ocr.get_config().loss.clip_range
     assert first['train/nfe'] == 4 * (3 + 2 + 1) and first['train/transitions'] == 2 * 4
     assert 0 <= first['train/reward_ocr'] <= 1
 

@@ -3,7 +3,6 @@ reference; and its export.
 """
 
 import gc
-import json
 import shutil
 
 import jax
@@ -21,7 +20,7 @@ from densegrpo_jax.sampling.session import check, load_weights, open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.programs import shared_programs, sharing  # noqa: F401
-from tests.training.small_run import FEW, one_device
+from tests.training.small_run import FEW, one_device, rows
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
@@ -60,9 +59,7 @@ def trained(tmp_path_factory):
 
 def test_trains_every_weight_against_a_frozen_reference(trained):
     config, workdir = trained
-    first, second = [
-        json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()
-    ][1:]
+    first, second = rows(workdir)[1:]
     # the policy starts as the reference
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] <= 1e-10
     assert second['train/kl'] > 100 * first['train/kl']  # and leaves it

@@ -11,33 +11,23 @@ from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.training.small_run import FEW, one_device, rows
+from tests.training.small_run import RECIPE, one_device, rows
 from tests.viewing.browser import text, until
 from tests.viewing.pages import check_pictures, runs_of
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {
+SETTINGS = RECIPE | {
     'iterations': 2,
-    'model.height': 32,
-    'model.width': 64,
     'model.t5_length': 24,
-    'model.dtype': 'float32',
     'model.cfg_normalization': 0.9,
     'model.cfg_truncation': 0.3,  # the last of three steps is not guided
     'lora.rank': 2,
     'rollout.steps': 3,
-    'rollout.prompts': 2,
     'rollout.group': 3,
     'rollout.prompts_per_batch': 1,
     'optim.microbatch': 6,
-    'eval.batch': 2,
-    'eval.steps': 2,
-    'eval.shown': 2,
     'eval.groups': 2,
-    'data.train': FEW,
-    'data.eval': 'tiny',
-    'data.eval_prompts': 2,
 }
 
 
