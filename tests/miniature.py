@@ -17,6 +17,11 @@ from densegrpo_jax.pipelines.zimage import ZImagePipeline
 from tests.qwen_folder import random_tokenizer
 from tools.make_miniature.components import SCHEDULER
 
+PROMPTS = [
+    'A neon sign that says "HELLO"',
+    'A chalkboard that reads "JAX"',
+    'A road sign that reads "OPEN"',
+]
 SCHNELL_SCHEDULER = SCHEDULER | {'use_dynamic_shifting': False, 'shift': 1.0}
 SD15_SCHEDULER = {
     '_class_name': 'DDIMScheduler',

@@ -14,9 +14,9 @@ from benchmarks.accelerator.options import with_remat
 from benchmarks.accelerator.setting import configuration, session_of
 from benchmarks.bases import inputs, random_weights
 from densegrpo_jax.planning import lowering
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import EXACT
 from densegrpo_jax.sampling.schedule import make_schedule
+from tests.meshes import one_device
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +70,7 @@ def test_an_update_is_compiled_as_training_compiles_it(monkeypatch):
     bench = SimpleNamespace(_tx=None, _state=None, _text=None, record=None, _schedule=str)
     monkeypatch.setattr(phases, 'make_update', make)
     monkeypatch.setattr(phases, 'compiled', take)
-    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    mesh = one_device()
     config = configuration('sd35', 512, small=True)
     session = SimpleNamespace(config=config, pipeline=None, mesh=mesh, params=None, negative=None)
     with pytest.raises(InterruptedError):

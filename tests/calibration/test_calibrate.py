@@ -5,7 +5,6 @@ psi and with a wrong one.
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +14,6 @@ from densegrpo_jax.calibration import loop as calibration
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.communicator import Communicator
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import noise, session
 from densegrpo_jax.sampling.conditioning import load_prompts
@@ -23,6 +21,7 @@ from densegrpo_jax.training import rounds
 from densegrpo_jax.training.run import run as train
 from tests import miniature
 from tests.fake_hosts import on_hosts
+from tests.meshes import data_mesh, one_device
 from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import OVERRIDES, Brightness
 
@@ -64,10 +63,6 @@ def make_config(folder, texts, **overrides):
     config.update_from_flattened_dict({**SMALL, **overrides})
     config.reward = {'brightness': {'weight': 1.0}}
     return config
-
-
-def one_device():
-    return make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
 
 
 def calibrated(config, workdir, stop=None):
@@ -272,13 +267,7 @@ def test_bounds_and_sizes_that_cannot_be_are_refused_before_anything_is_loaded(
         ValueError, match=r'calibration.prompts \* calibration.group = 3 does not divide'
     ):
         config = make_config(folder, texts, **{'calibration.prompts': 3, 'calibration.group': 1})
-        calibration.run(
-            config,
-            tmp_path,
-            tmp_path / 'psi.json',
-            make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
-            StopRequest(),
-        )
+        calibration.run(config, tmp_path, tmp_path / 'psi.json', data_mesh(2), StopRequest())
     with pytest.raises(ValueError, match=r'calibration.prompts=5000000'):
         calibrated(make_config(folder, texts, **{'calibration.prompts': 5000000}), tmp_path)
 

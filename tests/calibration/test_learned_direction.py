@@ -8,11 +8,11 @@ from configs import tiny_scene
 from densegrpo_jax.calibration import direction
 from densegrpo_jax.core.direction import guided_text
 from densegrpo_jax.rewards.directional import read_direction
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run as train
 from tests import miniature
 from tests.closed_forms import orthogonal_optimum
+from tests.meshes import data_mesh, one_device
 
 OMEGA = 1.5
 
@@ -94,15 +94,11 @@ def config(tmp_path_factory):
     return c
 
 
-def one_device():
-    return make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-
-
 @pytest.mark.slow
 def test_the_command_makes_a_file_that_guides_a_run(config, tmp_path):
     made = {}
     for devices in (1, 2):
-        mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
+        mesh = data_mesh(devices)
         out = tmp_path / f'{devices}.npz'
         given = config.copy_and_resolve_references()
         found = direction.run(given, tmp_path / str(devices), out, mesh, StopRequest())

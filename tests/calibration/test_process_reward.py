@@ -2,7 +2,6 @@
 refused for another base, reward or grid.
 """
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,11 +10,11 @@ from densegrpo_jax.calibration.process_reward import Rows, fit_probe
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import REWARDS
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.process_reward import read_probe
 from densegrpo_jax.sampling.session import check
 from tests import miniature
+from tests.meshes import data_mesh
 from tests.training.small_run import Brightness, make_config, one_device
 
 SIGMAS = np.float32([1, 0.6, 0])
@@ -147,7 +146,7 @@ def test_two_devices_fit_as_one_does(folder, tmp_path):
     config = config_of(folder, **{'guide.ridge': 0.1})
     found = []
     for devices in (1, 2):
-        mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
+        mesh = data_mesh(devices)
         out = tmp_path / f'{devices}.npz'
         workdir = tmp_path / str(devices)
         found.append(process_reward.run(config, workdir, out, mesh, StopRequest()))

@@ -9,7 +9,6 @@ import json
 import shutil
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,12 +25,13 @@ from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.communicator import Communicator
-from densegrpo_jax.runtime.mesh import AXES, make_mesh
+from densegrpo_jax.runtime.mesh import AXES
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.session import Session
 from tests.clip_folder import random_clip
 from tests.fake_hosts import on_hosts
+from tests.meshes import data_mesh
 
 PROMPTS = PromptSet(tuple(Prompt(f'prompt {i}') for i in range(10)))
 CONFIG = types.SimpleNamespace(seed=3, eval=types.SimpleNamespace(batch=8, steps=2, shown=3))
@@ -107,7 +107,7 @@ def session(config, conditioning, devices=1, pipeline=None, hosts=None):
     """A session without weights."""
     return Session(
         config=config,
-        mesh=make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices]),
+        mesh=data_mesh(devices),
         stop=StopRequest(Communicator(hosts)),
         folder=None,
         pipeline=pipeline,

@@ -2,18 +2,17 @@
 measurement.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import tiny_ocr
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from experiments.reproduction import direction as module
 from experiments.reproduction.direction import CREDITS, direction, direction_rows, sketch
 from experiments.reproduction.probe_drawing import draw_direction
 from tests import miniature
+from tests.meshes import one_device
 
 
 def draws(mean, noise, count=200, seed=0):
@@ -98,11 +97,7 @@ def test_measured_on_a_random_miniature_and_continued(tmp_path, monkeypatch):
     config.reward = {'jpeg': {'weight': 1.0}}
     few = {name: CREDITS[name] for name in ('sparse', 'dense', 'gae_1')}
     monkeypatch.setattr(module, 'CREDITS', few)
-    mesh, stop, put = (
-        make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
-        StopRequest(),
-        module.BatchStore.put,
-    )
+    mesh, stop, put = one_device(), StopRequest(), module.BatchStore.put
 
     def stopping(store, start, **arrays):
         put(store, start, **arrays)

@@ -11,13 +11,13 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.evaluation.panel import Policy
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import check, load_weights
 from densegrpo_jax.sampling.state import init_state, optimiser
 from experiments.reproduction import probe, probe_drawing, probe_statistics
 from experiments.reproduction.measuring import with_overrides
 from tests import miniature
+from tests.meshes import one_device
 from tests.programs import sharing
 from tests.training.small_run import FEW_LAYERS
 
@@ -70,7 +70,7 @@ def whole(config, tmp_path_factory):
 
 
 def measure(name, config, workdir, stop=None, **options):
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     return getattr(probe, name)(
         config, workdir, mesh, stop or StopRequest(), prompts=3, **{**OPTIONS[name], **options}
     )

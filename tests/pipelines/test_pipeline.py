@@ -20,12 +20,8 @@ from densegrpo_jax.pipelines.packing import (
 )
 from densegrpo_jax.pipelines.saving import save_pipeline
 from tests import miniature
+from tests.miniature import PROMPTS
 
-PROMPTS = [
-    'A neon sign that says "HELLO"',
-    'A chalkboard that reads "JAX"',
-    'A road sign that reads "OPEN"',
-]
 SHAPES = [
     'a photo of three red circles left of a blue square',
     'a photo of a star',

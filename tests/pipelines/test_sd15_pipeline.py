@@ -17,15 +17,15 @@ from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.pipelines.weights.lora_reading import FILENAME, read_layers
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.sampler import make_rollout
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from tests import compiled, miniature
+from tests.meshes import data_mesh, one_device
 from tests.training.small_run import first_update
 
-PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
+PROMPTS = miniature.PROMPTS[:2]
 
 
 @pytest.fixture(scope='module')
@@ -146,7 +146,7 @@ def test_predictions_are_decoded_on_their_own_scale():
             **{'rollout.noise': 'ddim', 'rollout.level': 1.0},
         }
     )
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     schedule = make_schedule(pipeline, config)
     text, key = {'context': np.zeros((1, 1, 1), np.float32)}, key_data(jax.random.key(0))
     rollout, shown, _ = make_rollout(pipeline, config, schedule, mesh)(
@@ -171,7 +171,7 @@ def test_opens_for_any_mesh_with_plain_attention_alone(folder):
     config = tiny_ocr.get_config()
     config.model.path, config.lora.targets = str(folder), ('attn1.to_q',)
     for devices in (1, 2):
-        mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
+        mesh = data_mesh(devices)
         assert open_base(config, mesh)[1].GUIDANCE == 'cfg'
         with pytest.raises(ValueError, match="set model.attention='xla'"):
             open_pipeline(folder, text_length=1, attend=attention.InPlace(attention.cudnn, mesh))
@@ -179,7 +179,7 @@ def test_opens_for_any_mesh_with_plain_attention_alone(folder):
 
 @pytest.mark.slow
 def test_the_recipe_trains_with_ddim_noise(folder, tmp_path):
-    mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
+    mesh = data_mesh(2)
     small = {'model.width': 32, 'rollout.steps': 4}
     first = first_update(sd15_pickscore, folder, tmp_path, mesh, **small)
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/grad_norm'] > 0

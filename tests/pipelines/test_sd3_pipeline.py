@@ -11,12 +11,7 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.saving import save_pipeline
 from tests import compiled, miniature
-
-PROMPTS = [
-    'A neon sign that says "HELLO"',
-    'A chalkboard that reads "JAX"',
-    'A road sign that reads "OPEN"',
-]
+from tests.miniature import PROMPTS
 
 
 @pytest.fixture(scope='module')

@@ -11,9 +11,9 @@ from densegrpo_jax.config.moving_keys import budget_sizes
 from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss, loss_sums
 from densegrpo_jax.core.roles import REF
 from densegrpo_jax.planning.lowering import phases
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
+from tests.meshes import data_mesh, one_device
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def update_of(mesh, **changes):
 def test_an_update_is_that_of_its_batch_and_roles(monkeypatch):
     regression = lambda outputs, batch: loss_sums(batch.s, batch.mask)
     monkeypatch.setitem(LOSSES, 'regression', Loss(regression, CLEAN, needs=(REF,)))
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     of_steps, schedule = update_of(mesh)
     of_samples, _ = update_of(
         mesh, **{'loss.kind': 'regression', 'credit.rule': 'sparse', 'loss.noise_power': 0.0}
@@ -52,7 +52,7 @@ def test_a_process_reward_is_part_of_the_rollout():
     """Its gradients count as much as their forward passes: of the base network for a probe, of
     network and decoder for the reward of predicted images.
     """
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     sparse = {'credit.rule': 'sparse'}
     plain = planned(mesh, **sparse)[0]['rollout']
     guided = {**sparse, 'guide.steps': (3, 4), 'credit.process': 'after'}
@@ -73,7 +73,7 @@ def test_an_evaluation_is_that_of_the_batches_it_takes():
     """Of all its prompts if they are fewer than eval.batch, and of the guard's images, if they are
     more: with 2 prompts on 4 devices each draws one. Operations are those of the evaluation.
     """
-    mesh = make_mesh({'data': 4, 'fsdp': 1, 'tensor': 1}, jax.devices()[:4])
+    mesh = data_mesh(4)
     sparse = {'credit.rule': 'sparse', 'eval.batch': 16}
     few = {'data.eval_prompts': 2}
     guard = {'guard.on': True, 'guard.prompts': 3, 'guard.images': 4}
@@ -91,7 +91,7 @@ def test_the_attention_probe_is_a_program_of_its_own():
     """T evaluations of the policy and T of the base, a row for each prompt. With one prompt a batch
     the rollout that is lowered is that of the larger group.
     """
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     sparse, config = {'credit.rule': 'sparse'}, tiny_ocr.get_config()
     r, e = config.rollout, config.eval
     steps = {'moving.steps': 'entropy', 'moving.width': 2, 'budget.by': 'entropy'}
@@ -114,7 +114,7 @@ def test_windows_with_plans_of_their_own_are_counted_as_they_run():
     """A window of three of five: the mean of its places, and the largest program, which completes
     three states.
     """
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     every, sparse = planned(mesh)[0], planned(mesh, **{'credit.rule': 'sparse'})[0]
     found, _ = planned(mesh, **{'moving.steps': 'window', 'moving.width': 3})
     # sparse: 6 evaluations and an image; dense: 15 evaluations and 5 images more
@@ -137,7 +137,7 @@ def test_windows_with_plans_of_their_own_are_counted_as_they_run():
 
 
 def test_the_brake_of_a_guard_is_an_argument_of_the_update():
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     plain = planned(mesh)[0]['update']
     braked = planned(mesh, **{'guard.on': True, 'guard.action': 'brake'})[0]['update']
     assert len(jax.tree.leaves(braked.lowered.args_info)) == 1 + len(

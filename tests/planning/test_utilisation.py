@@ -10,16 +10,16 @@ from densegrpo_jax.planning import utilisation
 from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.planning.work import Work
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.process_reward import ProcessReward
 from densegrpo_jax.sampling.session import check
+from tests.meshes import data_mesh
 from tests.training.small_run import make_config
 
 
 @pytest.fixture
 def checked(tmp_path):
     config = make_config('builtin:tiny', **{'optim.microbatch': 8, 'rollout.prompts_per_batch': 4})
-    return check(config, make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]))
+    return check(config, data_mesh(2))
 
 
 def test_it_is_the_networks_operations_over_those_of_all_devices(checked, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,10 +16,10 @@ from densegrpo_jax.preflight.run import run
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.files import RECORD
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import Checked, open_base
 from tests import miniature
+from tests.meshes import data_mesh
 from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.rewards.loopback import serving
 from tests.training.small_run import Brightness, make_config, one_device
@@ -176,7 +175,7 @@ def test_a_remote_reward_measures_as_the_same_reward_here(config, two_steps, tmp
 # tests/training/test_meshes.py compares rollouts, credit and updates over devices.
 @pytest.mark.slow
 def test_two_devices_measure_as_one_does(config, two_steps, tmp_path):
-    mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
+    mesh = data_mesh(2)
     config.rollout.steps = 2
     one, two = two_steps, preflight(config, tmp_path / 'two', mesh)
     assert one['reward']['mean'] == pytest.approx(two['reward']['mean'], abs=1e-5)

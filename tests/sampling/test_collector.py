@@ -14,9 +14,9 @@ import pytest
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.rewards import Scorer, Scores
 from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.collector import Collector
+from tests.meshes import one_device
 
 BATCHES, PER_BATCH, GROUP, STATES = 4, 2, 3, 2
 PATIENCE = 2  # seconds after which one that waits for another gives up
@@ -25,7 +25,7 @@ PATIENCE = 2  # seconds after which one that waits for another gives up
 def session():
     """What a collector asks of one, with empty conditioning."""
     return types.SimpleNamespace(
-        mesh=make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
+        mesh=one_device(),
         stop=StopRequest(),
         params=None,
         conditioning=lambda texts: {'context': np.zeros((len(texts), 1), np.float32)},

@@ -17,7 +17,6 @@ from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import conditioning_cache
 from densegrpo_jax.sampling.conditioning import place, text_conditioning
@@ -25,6 +24,7 @@ from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 from densegrpo_jax.sampling.session import open_base
 from tests import compiled, miniature
 from tests.fake_hosts import on_hosts
+from tests.meshes import one_device
 
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
 
@@ -42,7 +42,7 @@ def stored(folder, directory, prompts=PROMPTS, stop=None):
     config = default_config()
     config.model.dtype, config.text_cache = 'float32', str(directory)
     pipeline = open_pipeline(folder, text_length=16)
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     return text_conditioning(config, folder, pipeline, prompts, mesh, stop or StopRequest())
 
 
@@ -105,7 +105,7 @@ def test_the_keys_that_decide_are_those_of_the_table(folder, tmp_path, monkeypat
         config = base.copy_and_resolve_references()
         config.model.update(changes)
         used.clear()
-        mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+        mesh = one_device()
         text_conditioning(config, *open_base(config, mesh), [], mesh, StopRequest(), tmp_path)
         return used['key']
 
@@ -290,7 +290,7 @@ def test_arrays_are_those_that_the_pipeline_declares(tmp_path):
     }
     cache = TextCache(tmp_path, 'key', shapes)
     cache.fill(PROMPTS[:2], lambda part: given, 2, lambda n: None)
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     placed = place(TextCache(tmp_path, 'key', shapes), PROMPTS[1::-1], mesh)
     assert {name: a.dtype for name, a in placed.items()} == {n: a.dtype for n, a in shapes.items()}
     for name, rows in repeat_rows(placed, 2).items():

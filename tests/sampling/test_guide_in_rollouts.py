@@ -21,6 +21,7 @@ from densegrpo_jax.sampling.process_reward import Probe, ProcessReward
 from densegrpo_jax.sampling.sampler import make_rollout, normal_rows, sample_keys
 from densegrpo_jax.sampling.schedule import make_schedule
 from tests import compiled, miniature
+from tests.meshes import one_device
 
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 SIZE, GROUP = (16, 32), 4
@@ -195,7 +196,7 @@ def shift_of(gradient, std, **changes):
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict({**BASE, 'guide.source': 'value', **changes})
     schedule = make_schedule(Grid(), config)
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     guide = guide_maker(None, config, schedule, mesh, None)({}, {}, None, None, {'text': []})
     s, s_next = np.full(8, 0.7, np.float32), np.full(8, 0.3, np.float32)
     return np.asarray(guide.shift(gradient, std, s, s_next))
@@ -207,7 +208,7 @@ def test_a_prediction_without_a_score_has_none(source):
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict({**BASE, 'guide.source': source})
     config.reward = {'pixels': {'weight': 2.0}}
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     process = ProcessReward(mesh, build_reward(config.reward))
     make = guide_maker(Decodes(), config, make_schedule(Decodes(), config), mesh, process.reward)
     keys = sample_keys(stream_key(0, 1, 0), jnp.arange(1), GROUP)

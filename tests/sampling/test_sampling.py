@@ -8,12 +8,13 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.pipelines.folder import load_pipeline
-from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
+from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.streams import key_data, stream_key
 from densegrpo_jax.sampling import sampler as sampling
 from densegrpo_jax.sampling.sampler import make_rollout
 from densegrpo_jax.sampling.schedule import make_schedule
 from tests import compiled, miniature
+from tests.meshes import data_mesh, one_device
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +31,7 @@ def drawn(opened, prompts, places, **changes):
     config.update_from_flattened_dict(
         {'model.height': 16, 'model.width': 32, 'rollout.steps': 2, 'rollout.group': 3, **changes}
     )
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     schedule, key = make_schedule(pipeline, config), repr(config.to_dict())
     if key not in _rollouts:
         _rollouts[key] = make_rollout(pipeline, config, schedule, mesh)
@@ -103,7 +104,7 @@ def test_decoding_a_few_at_a_time_changes_nothing(opened, monkeypatch):
     latents = jax.random.normal(jax.random.key(0), (2, 8, *pipeline.latent_shape(16, 32)))
     rows = latents.reshape(16, *latents.shape[2:])
     expected, _ = compiled.decode(pipeline, params, rows, 16, 32)
-    mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
+    mesh = data_mesh(2)
     latents = jax.device_put(latents.at[1, 5, 0].set(np.nan), batch_sharding(mesh, 1))
     for rows in (4, 2, 1):  # of the four that each device has
         monkeypatch.setattr(sampling, 'DECODED_PIXELS', rows * 16 * 32)
@@ -131,7 +132,7 @@ def test_one_program_serves_any_noise_table_and_its_numbers_are_those_of_a_const
     config.update_from_flattened_dict(
         {'model.height': 16, 'model.width': 32, 'rollout.steps': 3, 'rollout.group': 2}
     )
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     schedule = make_schedule(pipeline, config)
     rollout = make_rollout(pipeline, config, schedule, mesh)
     conditioning = compiled.encode(pipeline, params, ['A neon sign that says "ONE"'])

@@ -18,6 +18,7 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
+from tests.meshes import one_device
 from tools.make_miniature import miniature, stage
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def drawn(monkeypatch):
 
 @pytest.mark.slow
 def test_every_stage_once_then_a_pipeline_that_draws(tmp_path, drawn, monkeypatch):
-    config, mesh = toy(), make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    config, mesh = toy(), one_device()
     # AdamW is a third of what a step takes to compile, and test_stages has it.
     monkeypatch.setattr(stage, 'optimiser', lambda s: optax.sgd(0.1))
     drawn.stops = {('distil', 0)}

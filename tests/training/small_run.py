@@ -8,16 +8,15 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import tiny_ocr
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
+from tests.meshes import one_device
 
 ROOT = pathlib.Path(__file__).parents[2]
 FEW = str(pathlib.Path(__file__).with_name('prompts.txt'))  # of the 20,000 that tiny_ocr has
@@ -149,10 +148,6 @@ def equal(found, expected):
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-
-
-def one_device():
-    return make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
 
 
 def rows(workdir):

@@ -6,12 +6,11 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from configs import flux_ocr
-from densegrpo_jax.runtime.mesh import make_mesh
 from tests import miniature
+from tests.meshes import data_mesh
 from tests.training.small_run import first_update
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_runs_on_a_small_folder(folder, tmp_path):
-    mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
+    mesh = data_mesh(2)
     first = first_update(flux_ocr, folder, tmp_path, mesh, reward=None, **SMALL)
     # bfloat16: the re-scored ratio may deviate by a tenth of the clip range.
     assert first['train/ratio_deviation_first'] <= 0.1 * flux_ocr.get_config().loss.clip_range

@@ -12,7 +12,6 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.loading import load_policy
@@ -63,7 +62,7 @@ def test_trains_every_weight_against_a_frozen_reference(trained):
     # the policy starts as the reference
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] <= 1e-10
     assert second['train/kl'] > 100 * first['train/kl']  # and leaves it
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     checked = check(config, mesh)
     params = load_weights(checked)
     policy, step = load_policy(checked.pipeline, config, mesh, workdir, 'latest')
@@ -88,12 +87,7 @@ def test_goes_on_without_a_second_state_beside_the_restored_one(trained, tmp_pat
 
     monkeypatch.setattr(Checkpoints, 'restore_latest', measuring)
     others = live()
-    run(
-        config,
-        tmp_path / 'run',
-        make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
-        StopRequest(),
-    )
+    run(config, tmp_path / 'run', one_device(), StopRequest())
     [(before, state)] = sizes
     # the base's weights alone; policy, average and both moments are four times the transformer's
     assert before < state / 2
@@ -104,7 +98,7 @@ def test_exports_a_pipeline_and_refuses_an_adapter(trained, tmp_path):
     with pytest.raises(ValueError, match='--layout=merged'):
         export(config, workdir, tmp_path / 'lora')
     export(config, workdir, tmp_path / 'merged', layout='merged', checkpoint='latest')
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     policy, _ = load_policy(open_base(config, mesh)[1], config, mesh, workdir, 'latest')
     _, params = load_pipeline(tmp_path / 'merged', text_length=16)
     jax.tree.map(np.testing.assert_array_equal, params['transformer'], policy)

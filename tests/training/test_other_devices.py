@@ -2,15 +2,14 @@
 them: a run that was moved ends where one that stayed does.
 """
 
-import jax
 import numpy as np
 import pytest
 
 from densegrpo_jax.config.variants import apply
 from densegrpo_jax.rewards.build import REWARDS
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
+from tests.meshes import data_mesh
 from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.training.small_run import (
     SMOOTH,
@@ -32,7 +31,7 @@ def train(folder, workdir, devices, iterations):
     config.text_cache = str(folder.parent / 'text')
     apply(config, f'devices={devices}', samples=4, transitions=8)
     assert (config.rollout.prompts_per_batch, config.optim.microbatch) == (devices, 8 * devices)
-    mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
+    mesh = data_mesh(devices)
     return run(config, workdir, mesh, StopRequest())
 
 

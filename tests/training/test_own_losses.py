@@ -15,12 +15,12 @@ from densegrpo_jax.core.clean_samples import CleanSamples, NoisedSamples, best_w
 from densegrpo_jax.core.losses import winners_loss
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout_plan import trajectory_plan
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training import learner
 from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 from densegrpo_jax.training.geometry import check_geometry
 from densegrpo_jax.training.trial import try_parts
+from tests.meshes import one_device
 from tests.training.one_update import (
     BASE,
     CHANNELS,
@@ -230,7 +230,7 @@ def geometry(**changes):
     c.update_from_flattened_dict(changes)
     masks = step_masks(SIGMAS)
     schedule = Schedule(SIGMAS, np.zeros(STEPS, np.float32), masks, trajectory_plan(masks))
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     return check_geometry(c, schedule, mesh)
 
 

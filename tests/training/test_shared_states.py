@@ -15,11 +15,11 @@ from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.planning.flops import count_flops
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.state import TrainState
 from densegrpo_jax.training.geometry import check_geometry
 from densegrpo_jax.training.learner import make_credit, make_update
+from tests.meshes import one_device
 from tests.training.one_update import (
     BASE,
     FIRST,
@@ -36,7 +36,7 @@ from tests.training.one_update import (
 
 LEVELS = flow_grpo_noise_levels(SIGMAS, 0.7)
 PLAN = branch_plan(STEPS, range(3), copies=GROUP)
-MESH = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+MESH = one_device()
 
 
 def branches(**changes):

@@ -152,7 +152,7 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
     policies = choose(['best', 'latest'], str(workdir))
     assert [p.label for p in policies] == ['base', 'step 1']
     results = evaluate(panel, policies, tmp_path / 'eight', group=2, kl_prompts=3)['eval']
-    one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    one = one_device()
     (tmp_path / 'four.txt').write_text('a red cat\na blue dog\ntwo green birds\na lamp\n')
     panel.eval.panel_prompts = str(tmp_path / 'four.txt')
     # its run goes on meanwhile, and removes the checkpoint
@@ -236,12 +236,7 @@ def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
     panel.data.eval_prompts, panel.eval.panel_prompts = 2, str(tmp_path / 'one.txt')
     (tmp_path / 'one.txt').write_text('abc\n')  # 97 + 98 + 99 is a multiple of 3
     with pytest.raises(RewardError, match="base, panel: not one image has a score 'brightness'"):
-        evaluate(
-            panel,
-            choose([]),
-            tmp_path / 'out',
-            mesh=make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
-        )
+        evaluate(panel, choose([]), tmp_path / 'out', mesh=one_device())
 
 
 def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
@@ -393,7 +388,7 @@ def test_adapters_are_exported_without_the_base_and_a_missing_run_is_said_first(
     config.model.update(path='black-forest-labs/FLUX.1-dev', attention='splash')  # neither is here
     with pytest.raises(FileNotFoundError, match=f'No checkpoint folder {tmp_path / "no-run"}'):
         export(config, tmp_path / 'no-run', tmp_path / 'out')
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     config.model.attention = 'xla'
     assert open_shapes(config, mesh).CLASS_NAME == 'FluxPipeline'
 
@@ -422,7 +417,7 @@ def test_adapters_of_a_quantised_run_are_merged_into_the_exact_base(trained, tmp
 def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
     config, workdir = trained
     export(config, workdir, tmp_path / 'out')
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    mesh = one_device()
     _, pipeline = open_base(config, mesh)
     want, _ = load_policy(pipeline, config, mesh, workdir)
     base = pipeline.abstract_params()['transformer']

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,7 +19,6 @@ from densegrpo_jax.runtime import outputs
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged
 from densegrpo_jax.runtime.communicator import Communicator
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.draw import draw
@@ -38,7 +36,7 @@ WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 
 def train(config, workdir, **options):
-    one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    one = one_device()
     return run(config, workdir, one, StopRequest(), **options)
 
 
