@@ -2,14 +2,22 @@
 
 import jax
 import numpy as np
-import torch
 
 
-def unsettled(module):
-    """A torch module none of whose parameters is zero or one, as initialisers leave them."""
+def reference(cls, config, folder=None, scale=0.05):
+    """A torch module of this class, always the same, none of whose parameters is zero or one as
+    initialisers leave them; `folder` keeps a copy.
+    """
+    import torch  # here: other tests use the rest of this file without it
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module = cls(**config).eval()
     with torch.no_grad():
         for p in module.parameters():
-            p.add_(0.05 * torch.randn_like(p))
+            p.add_(scale * torch.randn_like(p))
+    if folder is not None:
+        module.save_pretrained(folder)
     return module
 
 

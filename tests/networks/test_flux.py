@@ -3,6 +3,7 @@ rematerialisation policy, and its config.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 
 from densegrpo_jax.networks import flux, mmdit
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
 from tests.networks.block_stacks import stack_blocks, unstack_blocks
-from tests.networks.parity import random_tree, relative_error, unsettled
+from tests.networks.parity import random_tree, relative_error
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -45,15 +47,7 @@ CASES = {
     'large': (BASE, 1, (11, 23), 33),
 }
 
-
-def reference(config, folder=None, seed=0):
-    """A torch module none of whose parameters is zero or one."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    module = unsettled(diffusers.FluxTransformer2DModel(**config).eval())
-    if folder is not None:
-        module.save_pretrained(folder)
-    return module
+reference = functools.partial(parity.reference, diffusers.FluxTransformer2DModel)
 
 
 def inputs(config, batch, grid, length, seed=0):
@@ -89,17 +83,17 @@ def torch_output(module, args):
         ).sample.numpy()
 
 
+def build(config, **kwargs):
+    """The network, and the shapes of its parameters."""
+    net = flux.FluxTransformer(flux.FluxConfig.from_json(config), **kwargs)
+    args = inputs(config, 1, (1, 2), 1)
+    return net, jax.eval_shape(net.init, jax.random.key(0), *args)['params']
+
+
 def load(folder, config, scan, **kwargs):
     """(network, parameters) read from a Diffusers folder."""
-    net = flux.FluxTransformer(flux.FluxConfig.from_json(config), scan=scan, **kwargs)
-    abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs(config, 1, (1, 2), 1))['params']
-    return net, weights.load_weights(folder, flux.weight_rules(net.config, scan), abstract)
-
-
-def random_params(net, config, seed=0):
-    """Parameters of the network's shapes, in numpy."""
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs(config, 1, (1, 2), 1))['params']
-    return random_tree(shapes, seed)
+    net, shapes = build(config, scan=scan, **kwargs)
+    return net, weights.load_weights(folder, flux.weight_rules(net.config, scan), shapes)
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
@@ -135,10 +129,9 @@ def test_remat_changes_neither_values_nor_gradients(scan):
     args = inputs(config, 2, (2, 3), 4)
 
     def value_and_grad(remat):
-        net = flux.FluxTransformer(flux.FluxConfig.from_json(config), scan=scan, remat=remat)
-        params = random_params(net, config)
+        net, shapes = build(config, scan=scan, remat=remat)
         return jax.jit(jax.value_and_grad(lambda p: jnp.sum(net.apply({'params': p}, *args) ** 2)))(
-            params
+            random_tree(shapes)
         )
 
     value, grad = value_and_grad('none')
@@ -154,11 +147,10 @@ def test_remat_changes_neither_values_nor_gradients(scan):
 
 def test_scanned_and_unscanned_trees_convert():
     args = inputs(BASE, 1, (2, 2), 3)
-    net = flux.FluxTransformer(flux.FluxConfig.from_json(BASE))
-    params = random_params(net, BASE)
+    net, shapes = build(BASE)
+    params = random_tree(shapes)
     stacked = stack_blocks(params, *flux.STACKS)
-    scanned = flux.FluxTransformer(net.config, scan=True)
-    shapes = jax.eval_shape(scanned.init, jax.random.key(0), *args)['params']
+    scanned, shapes = build(BASE, scan=True)
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     want = np.asarray(jax.jit(net.apply)({'params': params}, *args))
     assert relative_error(jax.jit(scanned.apply)({'params': stacked}, *args), want) <= 1e-6

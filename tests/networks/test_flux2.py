@@ -3,6 +3,7 @@ config.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 
 from densegrpo_jax.networks import attention, flux2, layers, lora
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
 from tests.networks.block_stacks import stack_blocks, unstack_blocks
-from tests.networks.parity import random_tree, relative_error, unsettled
+from tests.networks.parity import random_tree, relative_error
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -48,15 +50,7 @@ CASES = {
 }
 TARGETS = ('attn.to_q', 'attn.add_k_proj', 'ff.linear_in', 'attn.to_qkv_mlp_proj', 'attn.to_out')
 
-
-def reference(config, folder=None, seed=0):
-    """A torch module none of whose parameters is zero or one."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    module = unsettled(diffusers.Flux2Transformer2DModel(**config).eval())
-    if folder is not None:
-        module.save_pretrained(folder)
-    return module
+reference = functools.partial(parity.reference, diffusers.Flux2Transformer2DModel)
 
 
 def positions(grid, length):

@@ -2,6 +2,8 @@
 SD3.5-Large shapes, scanned and unscanned.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from densegrpo_jax.networks import lora, sd3
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.stored import open_file
-from tests.networks.parity import random_tree, relative_error, unsettled
+from tests.networks import parity
+from tests.networks.parity import random_tree, relative_error
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -39,15 +42,7 @@ CASES = {
     'odd': (SCATTERED, 2, (2, 14), 1),
 }
 
-
-def reference(config, folder=None, seed=0):
-    """A torch module none of whose parameters is zero or one."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    module = unsettled(diffusers.SD3Transformer2DModel(**config).eval())
-    if folder is not None:
-        module.save_pretrained(folder)
-    return module
+reference = functools.partial(parity.reference, diffusers.SD3Transformer2DModel)
 
 
 def inputs(config, batch, grid, length, seed=0):

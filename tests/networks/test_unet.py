@@ -1,5 +1,7 @@
 """Unet against Diffusers' torch module on small configurations, its table and its errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from densegrpo_jax.networks import lora, unet
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -30,16 +33,7 @@ SHALLOW = SMALL | dict(
 )
 CASES = {'small': (SMALL, 2, (8, 12), 5), 'shallow': (SHALLOW, 3, (6, 4), 1)}
 
-
-def reference(config, folder):
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    module = diffusers.UNet2DConditionModel(**config).eval()
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    module.save_pretrained(folder)
-    return module
+reference = functools.partial(parity.reference, diffusers.UNet2DConditionModel)
 
 
 def inputs(config, batch, grid, length):

@@ -3,6 +3,7 @@ unscanned, its adapters and its config.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 from densegrpo_jax.networks import attention, lora, zimage
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
 from tests.networks.block_stacks import stack_blocks, unstack_blocks
 from tests.networks.parity import random_tree, relative_error
 
@@ -39,18 +41,7 @@ CASES = {
 }
 TARGETS = ('attention.to_q', 'attention.to_out.0', 'feed_forward.w[123]')
 
-
-def reference(config, folder=None, seed=0):
-    """A torch module none of whose parameters is zero or one."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    module = diffusers.ZImageTransformer2DModel(**config).eval()
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    if folder is not None:
-        module.save_pretrained(folder)
-    return module
+reference = functools.partial(parity.reference, diffusers.ZImageTransformer2DModel, scale=0.1)
 
 
 def inputs(config, grid, length, counts, seed=0):
