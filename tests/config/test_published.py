@@ -19,24 +19,17 @@ from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.runtime.mesh import AXES, make_mesh, mesh_shape
 from densegrpo_jax.runtime.trees import dotted
 from densegrpo_jax.sampling.cost import of_sample
-from densegrpo_jax.sampling.schedule import make_schedule
-from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.announce import GIB, memory
 from densegrpo_jax.training.geometry import check_geometry
 from densegrpo_jax.training.rounds import check_rounds
+from tests.config.opened import opened
 
 ENTRIES = [(method, model) for method, of in PUBLISHED.items() for model in of]
 
 
 def published(method, model, devices=8):
     return load(f'{RECIPES[model]}:devices={devices},method={method},settings=paper')
-
-
-def opened(config, mesh=None):
-    """The pipeline and the schedule; no weights are read. mesh: not that of the configuration."""
-    pipeline = open_shapes(config, mesh or make_mesh(config.mesh))
-    return pipeline, make_schedule(pipeline, config)
 
 
 def values(config):

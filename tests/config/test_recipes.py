@@ -21,7 +21,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.trees import differing, dotted
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.training.rounds import check_rounds
-from tests.config.test_published import opened
+from tests.config.opened import opened
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -25,7 +25,7 @@ from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.rollout_plan import check_plan, state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
-from tests.core.test_gaussian import TAU, velocity
+from tests.core.gaussian import TAU, velocity
 
 GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
 T, B = 5, 6

@@ -17,15 +17,7 @@ from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import sde_step
-
-M, TAU = 0.6, 0.5
-
-
-def velocity(x, s):
-    s = s.reshape(s.shape + (1,) * (x.ndim - 1))
-    variance = (1 - s) ** 2 * TAU**2 + s**2
-    residual = x - (1 - s) * M
-    return (s - (1 - s) * TAU**2) / variance * residual - M
+from tests.core.gaussian import TAU, M, velocity
 
 
 def uniform_grid(num_steps):

@@ -24,7 +24,7 @@ from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.core.sde_step import sde_step
-from tests.core.test_gaussian import velocity as gaussian_velocity
+from tests.core.gaussian import velocity as gaussian_velocity
 
 GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
 T, B = len(GRID) - 1, 4

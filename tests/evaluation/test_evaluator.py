@@ -17,7 +17,6 @@ from PIL import Image, ImageFont
 
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import Evaluator, prompts_together, strip
@@ -26,14 +25,12 @@ from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import AXES
-from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.runtime.stop import Preempted
 from densegrpo_jax.sampling import noise
-from densegrpo_jax.sampling.session import Session
 from tests.clip_folder import random_clip
+from tests.evaluation.drawn import PROMPTS, At, Sampler, session
 from tests.fake_hosts import on_hosts
-from tests.meshes import data_mesh
 
-PROMPTS = PromptSet(tuple(Prompt(f'prompt {i}') for i in range(10)))
 CONFIG = types.SimpleNamespace(seed=3, eval=types.SimpleNamespace(batch=8, steps=2, shown=3))
 
 
@@ -71,50 +68,6 @@ def test_a_clip_folder_as_embedding(tmp_path):
     with torch.no_grad():
         features = model.visual_projection(model.vision_model(**inputs).pooler_output).numpy()
     np.testing.assert_allclose(found, pairwise_diversity(features[None]), atol=1e-5)
-
-
-class At(Scorer):
-    """Scores at once, so that a test knows when."""
-
-    def submit(self, *batch, **how):
-        future = super().submit(*batch, **how)
-        future.exception()
-        return future
-
-
-class Sampler:
-    """Pictures that depend on the noise alone, and a list of what was drawn; fails at call number
-    `fail`.
-    """
-
-    def __init__(self, fail=None):
-        self.calls, self.drawn, self.fail = 0, [], fail
-
-    def __call__(self, params, policy, conditioning, negative, keys):
-        self.calls += 1
-        if self.calls == self.fail:
-            raise KeyboardInterrupt
-        self.drawn += [tuple(key) for key in keys]
-        images = [
-            np.random.default_rng([*key]).integers(0, 256, (16, 16, 3), np.uint8)
-            // (1 + int(key[1]) % 3)
-            for key in keys
-        ]
-        return np.stack(images) // 8 * 8, np.ones(len(keys), bool)
-
-
-def session(config, conditioning, devices=1, pipeline=None, hosts=None):
-    """A session without weights."""
-    return Session(
-        config=config,
-        mesh=data_mesh(devices),
-        stop=StopRequest(Communicator(hosts)),
-        folder=None,
-        pipeline=pipeline,
-        params={'transformer': None},
-        conditioning=conditioning,
-        negative=None,
-    )
 
 
 def run(sampler, record, group=2, hosts=None, scorer=At, **options):

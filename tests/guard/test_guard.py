@@ -23,7 +23,7 @@ from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import Checked, check
 from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.run import run
-from tests.evaluation.test_evaluator import PROMPTS, At, Sampler, session
+from tests.evaluation.drawn import PROMPTS, At, Sampler, session
 from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs  # noqa: F401
 from tests.rewards.loopback import serving

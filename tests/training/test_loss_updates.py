@@ -7,18 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.one_update import (
-    BASE,
-    GROUP,
-    PROMPT,
-    PROMPTS,
-    SAMPLES,
-    SIGMAS,
-    START,
-    one_iteration,
-)
+from tests.training.formulas import TRAINED, Steps, follows, group_advantages, velocity
+from tests.training.one_update import BASE, GROUP, PROMPTS, SAMPLES, START, one_iteration
 
-TRAINED = 4
 GUARD = {'loss.kind': 'guard', 'loss.clip_range': 2e-3, 'credit.rule': 'sparse'}
 
 LIST = {
@@ -35,48 +26,6 @@ PAIR = {
     'credit.rule': 'sparse',
 }
 NFT = {'loss.kind': 'nft', 'loss.nft_strength': 0.5, 'credit.rule': 'sparse'}
-
-
-def velocity(matrix, x, s):
-    return jnp.tanh(x @ matrix) + s * x + np.repeat(PROMPT, GROUP, 0)[:, None, :]
-
-
-def group_advantages(config, rewards, keep):
-    """[B] (r - mean) / (std + eps) in each group."""
-    found = np.zeros(SAMPLES)
-    for group in np.arange(SAMPLES).reshape(PROMPTS, GROUP):
-        kept = rewards[group[keep[group]]].astype(np.float64)
-        found[group] = (rewards[group] - kept.mean()) / (kept.std() + config.credit.std_eps)
-    return np.where(keep, found, 0)
-
-
-class Steps:
-    """The trained transitions of a rollout with the kernel sde, in float64."""
-
-    def __init__(self, rollout):
-        latents = np.asarray(rollout.latents, np.float64)
-        s = SIGMAS.astype(np.float64)
-        self.x, self.x_next, self.s = latents[:TRAINED], latents[1 : TRAINED + 1], s
-        self.level = 0.7 * np.sqrt(s[:TRAINED] / (1 - np.where(s == 1, s[1], s)[:TRAINED]))
-        self.gap = s[:TRAINED] - s[1 : TRAINED + 1]
-        self.std = self.level * np.sqrt(self.gap)
-
-    def mean(self, policy, k):
-        s, x, half = self.s[k], self.x[k], self.level[k] ** 2 * self.gap[k] / (2 * self.s[k])
-        v = velocity(BASE.astype(np.float64) + policy, x, s)
-        return x - self.gap[k] * v - half * (x + (1 - s) * v)
-
-    def log_prob(self, policy, k):
-        return -(((self.x_next[k] - self.mean(policy, k)) / self.std[k]) ** 2).mean((1, 2)) / 2
-
-
-def moved_by(config, loss, keep):
-    """Minus the sum of the gradients of `loss(policy, samples [B])` over the updates' shares."""
-    policy = np.asarray(START, np.float64)
-    for share in np.split(np.arange(SAMPLES), config.optim.updates):
-        used = np.isin(np.arange(SAMPLES), share) & keep
-        policy = policy - np.asarray(jax.grad(loss)(policy, used))
-    return policy - START
 
 
 @pytest.mark.parametrize('invalid, updates', [(None, 1), (7, 2)])
@@ -100,11 +49,8 @@ def test_guard(invalid, updates):
             total += jnp.where(used, worse, 0).sum()
         return total / (TRAINED * used.sum())
 
-    with jax.enable_x64(True):
-        expected = moved_by(c, loss, keep)
-    found = new.policy['a'] - START
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
-    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+    follows(c, loss, keep, new, tolerance=1e-4)
+    assert metrics['transitions'] == TRAINED * keep.sum()
     assert metrics['ratio_deviation_first'] <= 2e-7
     assert (metrics['clip_fraction'] > 0.04) == (updates == 2)
 
@@ -128,11 +74,8 @@ def test_list(invalid, updates):
             total -= (count * (p * r).sum(1)).sum()
         return total / (TRAINED * used.sum())
 
-    with jax.enable_x64(True):
-        expected = moved_by(c, loss, keep)
-    found = new.policy['a'] - START
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
-    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+    follows(c, loss, keep, new, tolerance=2e-4)
+    assert metrics['transitions'] == TRAINED * keep.sum()
     assert metrics['ratio_deviation_first'] <= 1e-6
     if updates == 1:  # next to uniform, all six
         assert metrics['list_effective'] == pytest.approx(GROUP, rel=1e-6)
@@ -158,11 +101,8 @@ def test_list_trajectory():
         p /= p.sum(1, keepdims=True)
         return -(lists(used).sum(1) * (p * r).sum(1)).sum() / used.sum()
 
-    with jax.enable_x64(True):
-        expected = moved_by(c, loss, keep)
-    found = new.policy['a'] - START
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
-    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+    follows(c, loss, keep, new, tolerance=2e-4)
+    assert metrics['transitions'] == TRAINED * keep.sum()
 
 
 @pytest.mark.parametrize('pairs', ['all', 'neighbours'])
@@ -192,11 +132,8 @@ def test_pair(pairs):
             total += (share * jnp.where(both, jnp.maximum(free, bound), 0).sum(1)).sum()
         return total / (TRAINED * used.sum())
 
-    with jax.enable_x64(True):
-        expected = moved_by(c, loss, keep)
-    found = new.policy['a'] - START
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
-    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+    follows(c, loss, keep, new, tolerance=2e-4)
+    assert metrics['transitions'] == TRAINED * keep.sum()
     assert metrics['ratio_deviation_first'] <= 1e-6 and metrics['clip_fraction'] > 0.04
 
 
@@ -230,11 +167,8 @@ def test_nft(draws, beta):
             total += beta * jnp.where(used, ((v - v_ref) ** 2).mean((1, 2)), 0).sum()
         return total / (draws * used.sum())
 
-    with jax.enable_x64(True):
-        expected = moved_by(c, loss, keep)
-    found = new.policy['a'] - START
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
-    assert metrics['samples'] == draws * keep.sum() and np.abs(found).max() > 1e-2
+    follows(c, loss, keep, new, tolerance=1e-4)
+    assert metrics['samples'] == draws * keep.sum()
     kept = 0.02 * old + 0.98 * np.asarray(new.policy['a'])
     np.testing.assert_allclose(new.roles['old']['a'], kept, rtol=1e-5)
 

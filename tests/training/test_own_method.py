@@ -15,6 +15,7 @@ from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests.programs import own_programs  # noqa: F401
+from tests.training.formulas import TRAINED, Steps, group_advantages, moved_by
 from tests.training.one_update import START, one_iteration
 from tests.training.small_run import (
     SMOOTH,
@@ -25,7 +26,6 @@ from tests.training.small_run import (
     one_device,
     rows,
 )
-from tests.training.test_loss_updates import TRAINED, Steps, group_advantages, moved_by
 
 pytestmark = pytest.mark.usefixtures('own_programs')
 
