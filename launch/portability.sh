@@ -45,7 +45,7 @@ sensitive_of() {
     numpy-baseline) echo tests/core tests/data tests/rewards/test_{ocr,jpeg_and_composite}.py ;;
     # threads, signals, timeouts
     one-thread | two-threads) echo tests/training/test_learner.py tests/rewards/test_scorer.py ;;
-    busy) echo tests/rewards/test_{scorer,remote,connection}.py tests/runtime/test_stop.py ;;
+    busy) echo tests/rewards/test_{scorer,remote,reward_service,connection}.py tests/runtime/test_stop.py ;;
   esac
 }
 

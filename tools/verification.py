@@ -52,7 +52,8 @@ RECIPES = {
     'flux_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
     'flux_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'reward_server': Verified(
-        RESULT, 'serves scores over HTTP in tests/rewards/test_remote.py; nothing is trained'
+        RESULT,
+        'serves scores over HTTP in tests/rewards/test_reward_service.py; nothing is trained',
     ),
     'sd15_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'sd35_geneval': Verified(COMPILED, f'{_PLANS}, h100:8'),

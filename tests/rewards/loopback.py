@@ -15,6 +15,8 @@ import numpy as np
 import uvicorn
 
 from densegrpo_jax.rewards.base import Scores, check_batch
+from densegrpo_jax.rewards.remote.client import RemoteReward
+from densegrpo_jax.rewards.remote.service import RewardService
 
 
 class PixelReward:
@@ -63,6 +65,37 @@ def pictures(count, seed=0):
     images = np.random.default_rng(seed).integers(0, 256, (count, 5, 7, 3)).astype(np.uint8)
     images[:, 0, 0, 0] %= 255
     return images
+
+
+def batch(count, seed=0):
+    return (
+        pictures(count, seed),
+        [f'prompt {i % 3}' for i in range(count)],
+        [{'i': i} for i in range(count)],
+    )
+
+
+def assert_own_scores(scores, asked):
+    expected = PixelReward()(*asked)
+    assert scores.valid.tolist() == expected.valid.tolist()
+    for name, values in expected.values.items():
+        np.testing.assert_array_equal(scores.values[name], values)
+
+
+def service(reward=None, name='f00', **options):
+    return RewardService(reward or PixelReward(), name, '0', **options)
+
+
+def client(*urls, **options):
+    options = {
+        'names': ('pixel', 'mean'),
+        'range': (0, 1),
+        'timeout_s': 5.0,
+        'give_up_s': 5.0,
+        'make_rng': Steady,
+        **options,
+    }
+    return RemoteReward(','.join(urls), **options)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ import time
 import urllib.request
 
 import pytest
-from loopback import PixelReward, pictures, serving
 
 from densegrpo_jax.rewards.remote import service
 from densegrpo_jax.rewards.remote.protocol import Request, encode_request
 from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime import arrivals
 from densegrpo_jax.runtime.arrivals import bounded, network_of
+from tests.rewards.loopback import PixelReward, pictures, serving
 
 HEALTH = b'GET /health HTTP/1.1\r\nHost: x\r\n\r\n'
 SILENT = [b'', b'GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ']

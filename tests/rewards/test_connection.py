@@ -11,11 +11,11 @@ import threading
 
 import numpy as np
 import pytest
-from loopback import PixelReward, Steady, pictures, serving
 
 from densegrpo_jax.rewards.remote.client import RemoteReward
 from densegrpo_jax.rewards.remote.connection import Interrupted, request
 from densegrpo_jax.rewards.remote.service import RewardService
+from tests.rewards.loopback import PixelReward, Steady, pictures, serving
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,6 @@ import re
 
 import numpy as np
 import pytest
-from loopback import Steady, pictures, serving, unused_port
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -20,6 +19,7 @@ from starlette.routing import Route
 from densegrpo_jax.rewards import RewardError, build_reward
 from densegrpo_jax.rewards.base import RewardsGone
 from densegrpo_jax.rewards.remote.judge import PRESETS, JudgeReward, parse_final_score, parse_json
+from tests.rewards.loopback import Steady, pictures, serving, unused_port
 
 
 @pytest.mark.parametrize(

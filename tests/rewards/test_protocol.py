@@ -8,7 +8,6 @@ import tracemalloc
 import msgpack
 import numpy as np
 import pytest
-from loopback import PixelReward, pictures
 
 from densegrpo_jax.rewards.remote.protocol import (
     ProtocolError,
@@ -21,6 +20,7 @@ from densegrpo_jax.rewards.remote.protocol import (
     encode_request,
     encode_response,
 )
+from tests.rewards.loopback import PixelReward, pictures
 
 REQUEST = Request(
     'a1',
