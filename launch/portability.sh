@@ -38,7 +38,7 @@ sensitive_of() {
     # the oracles, which are torch's
     aten-default | mkl-avx2)
       echo tests/networks tests/pipelines tests/core/test_{schedules,diffusion_path}.py \
-        tests/rewards/test_{clip_rewards,geneval}.py
+        tests/rewards/test_{clip_rewards,geneval_detector}.py
       ;;
     # what compares arrays that XLA or NumPy compute
     xla-avx2 | xla-sse4) echo tests/core tests/training/test_{learner,loss_updates,meshes}.py ;;
