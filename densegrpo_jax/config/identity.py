@@ -166,7 +166,9 @@ def common(config) -> dict[str, object]:
     return {name: value for name, value in values.items() if not own(name)}
 
 
-def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
+def differences(
+    scope: str, old: Mapping, new: Mapping, *, primary: bool = True
+) -> list[Difference]:
     """The differences of two records of a scope.
 
     A key that one record lacks counts as its default. A fact that the old record lacks counts as
@@ -175,6 +177,8 @@ def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
 
     Args:
       old: from a file, perhaps of an earlier version. new: from `record`.
+      primary: this is the primary process, which wrote `old`; of another one the places on its
+        machine may be others.
     """
     old = {**_DEFAULT_FACTS, **_deciding(scope, renamed(scope, old))}
     old.pop(_FILES, None)
@@ -191,7 +195,7 @@ def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
                 found.append(Difference(name, there[name], gone))
             continue
         before, now = (a.get(name, _default(name, b)) for a, b in ((there, here), (here, there)))
-        if before != now:
+        if before != now and (primary or name not in _OWN):
             found.append(Difference(name, before, now))
     return found
 

@@ -179,8 +179,10 @@ class Checked:
         return {identity.BASE: self.base_digest, identity.CODE: own_code(self.config), **told}
 
     def differences(self, scope: str, old: Mapping, new: Mapping) -> list[Difference]:
-        """`identity.differences`; without those of code where they are accepted."""
-        found = identity.differences(scope, old, new)
+        """`identity.differences` that count in this process; without those of code where they are
+        accepted.
+        """
+        found = identity.differences(scope, old, new, primary=self.hosts.primary)
         return [d for d in found if self.own_code == REFUSE or not identity.of_code(d)]
 
     @functools.cached_property

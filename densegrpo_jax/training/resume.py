@@ -15,13 +15,14 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.trees import Difference
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.session import Checked, Session
 
 
-def check_keys(config, workdir: pathlib.Path) -> None:
+def check_keys(config, workdir: pathlib.Path, hosts: Hosts) -> None:
     """Raises what the configuration alone tells of a run in `workdir`, before a base is looked for,
     which may be fetched first.
 
@@ -32,7 +33,7 @@ def check_keys(config, workdir: pathlib.Path) -> None:
     # the others are facts
     differences = lambda old, new: [
         found
-        for found in identity.differences('training', old, new)
+        for found in identity.differences('training', old, new, primary=hosts.primary)
         if identity.kind_of(found.key) is not None
     ]
     record = identity.record('training', config)

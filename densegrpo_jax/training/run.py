@@ -96,7 +96,7 @@ def run(
     if config.eval.report:
         check_page(workdir / FOLDER)
     check_trackers(config.log.report_to, workdir)
-    check_keys(config, workdir)
+    check_keys(config, workdir, hosts)
     checked = check(config, mesh, stop, needs=NEEDS, own_code=own_code)
     if r.prompts > len(checked.train):
         raise ValueError(

@@ -13,6 +13,7 @@ from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.build import own_kinds
 from densegrpo_jax.runtime.named import code_digest
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.session import Checked
 
 REWARD = 'from densegrpo_jax.rewards.local.jpeg import JpegReward as Mine\n'
@@ -39,7 +40,7 @@ def opened(own_code=REFUSE):
     config.reward = {'mine': {'kind': 'own_mine:Mine'}}
     config.eval.panel = {'other': {'kind': 'own_other:Other'}}
     config.credit.rule = 'own_rule:rule'
-    checked = Checked(config, None, None, None, None, own_code=own_code)
+    checked = Checked(config, None, StopRequest(), None, None, own_code=own_code)
     vars(checked)['base_digest'] = 'of the base'  # its files are not read
     return checked
 

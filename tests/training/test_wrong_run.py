@@ -24,6 +24,8 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.session import check
+from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
+from densegrpo_jax.training.resume import check_earlier, check_keys
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.fake_hosts import on_hosts
@@ -160,6 +162,25 @@ def test_a_run_continues_on_the_weights_that_it_began_with(own, monkeypatch):
     monkeypatch.setattr('densegrpo_jax.sampling.session.resolve_folder', lambda name: base)
     with pytest.raises(CheckpointMismatch, match='weights of the base: '):
         train(config, workdir)
+
+
+def test_a_process_may_have_the_base_elsewhere_when_a_run_continues(own):
+    """The checkpoint names the place of process 0."""
+    base, workdir, config = own
+
+    def on_host(hosts, configs):
+        mine, stop = configs[hosts.index], StopRequest(Communicator(hosts))
+        check_keys(mine, workdir, hosts)
+        checked = check(mine, one_device(), stop)
+        tx = optimiser(mine, checked.pipeline.transformer)
+        shapes = state_shapes(checked.pipeline, tx, follow_rules(mine))
+        return check_earlier(checked, shapes, workdir)
+
+    elsewhere, otherwise = make_config(base, iterations=2), make_config(base, iterations=2, seed=7)
+    assert on_hosts(lambda hosts: on_host(hosts, [config, elsewhere])) == [(1, [])] * 2
+    for error in on_hosts(lambda hosts: on_host(hosts, [elsewhere, otherwise])):
+        assert isinstance(error, CheckpointMismatch)
+        assert ('model.path: ' in str(error)) != ('seed: ' in str(error))
 
 
 def test_a_long_file_is_compared_by_parts(tmp_path, monkeypatch):
