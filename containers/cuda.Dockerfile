@@ -6,9 +6,7 @@
 # This image was not built where the package was made; docs/containers.md says what was checked.
 FROM python:3.11-slim-bookworm
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
-# JAX takes 0.75 of a GPU's memory unless told.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-ENV XLA_PYTHON_CLIENT_MEM_FRACTION=0.93
 WORKDIR /opt/densegrpo
 # The dependencies first: they stay when the code changes.
 COPY requirements.txt requirements-cuda.txt ./

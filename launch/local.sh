@@ -33,7 +33,6 @@ case "$device" in
     ;;
   cuda)
     requirements='requirements-cuda.txt'
-    export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.93}"  # JAX takes 0.75 of a GPU
     ;;
   tpu) requirements='requirements-tpu.txt' ;;
   *) die "--device=$device is not known; use cpu, cuda or tpu." ;;

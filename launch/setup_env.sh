@@ -96,7 +96,7 @@ _show_pip() {
 setup_env() {
   local venv="${VENV:-.venv}" base file stamp log
   local changed=() stamps=()
-  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 || ! _new_enough "$venv/bin/python"; then
     base="$(_find_python)" || exit 1
     say "Making a virtual environment in $venv ($("$base" --version 2>&1))."
     "$base" -m venv --clear "$venv" || die "$base could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)."

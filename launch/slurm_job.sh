@@ -9,8 +9,6 @@ fi
 python="$1"
 shift
 status=0
-# JAX takes 75 % of a GPU by itself, and plans assume 93 %.
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.93}"
 # Tasks that stop resumably leave with 75 one after another: srun must not kill the last one for it.
 # A lost task ends the others within a minute all the same (--heartbeat).
 # srun tells the highest status of its tasks: after an error of one of them none ends with 75.

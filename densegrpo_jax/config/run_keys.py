@@ -101,7 +101,9 @@ REWARD_WORKERS = whole(0, 'Scoring threads; 0 = one per core.', 0, 4096, MACHINE
 EVAL = {
     'every': whole(30, 'Iterations between evaluations.'),
     'steps': whole(28, 'ODE steps of evaluation images.', 1, 1000),
-    'batch': whole(48, 'Images sampled together.', kind=MACHINE),
+    'batch': whole(
+        48, 'Images sampled together, and rows of a network call of a search.', kind=MACHINE
+    ),
     'shown': whole(16, 'Images on a contact sheet.', kind=DISPLAY),
     'groups': whole(
         1,

@@ -1,8 +1,7 @@
 """Figures of each kind of device: what plans and benchmarks divide by.
 
 A TPU's memory is what its compiler lets a program use (as libtpu 0.0.42 reports it). A GPU's is
-93 % of what its driver reports; the rest goes to the context, libraries and fragmentation. JAX
-takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says more, as launch/local.sh does.
+93 % of what its driver reports, the share that a command takes (`runtime.startup`).
 
 Rates are dense bfloat16 with float32 sums, as the vendors state them; where a sheet only has the
 rate with sparsity, half of it. Sources:
@@ -21,6 +20,8 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
+
+from densegrpo_jax.runtime.backends import GPU_SHARE
 
 GB = 1e9
 
@@ -58,7 +59,7 @@ class Gpu(NamedTuple):
 
 
 def _gpu(gpu: Gpu, tera: float, link: float, bandwidth: float, names, gib: float = 0.0) -> Chip:
-    usable = gib or round(0.93 * gpu.memory / 2**30, 1)
+    usable = gib or round(GPU_SHARE * gpu.memory / 2**30, 1)
     return Chip(usable, tera * 1e12, link * GB, bandwidth * GB, names, gpu=gpu)
 
 

@@ -121,7 +121,7 @@ def table(result: dict) -> str:
             f'{name:12s} {row["gib"] * by:10.2f} {fits:>5s} {amount(row["tflop"]):>13s} '
             f'{amount(row["compute_s"]):>9s}'
         )
-    way_out = 'IT DOES NOT FIT: fewer config.search.prompts together, or config.mesh.fsdp'
+    way_out = 'IT DOES NOT FIT: a smaller config.eval.batch, or config.mesh.fsdp'
     return '\n'.join([*lines, 'it fits' if r['fits'] else way_out])
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 
-from densegrpo_jax.runtime.backends import BACKENDS, HEARTBEAT_SECONDS
+from densegrpo_jax.runtime.backends import BACKENDS, GPU_SHARE, HEARTBEAT_SECONDS
 from densegrpo_jax.runtime.cores import cpu_cores
+
+_SHARE_KEYS = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'  # the second is newer
 
 
 class NotJoined(ValueError):
@@ -29,7 +31,8 @@ def cpu_devices(batch: int) -> int:
 
 
 def start_devices(batch: int, count: int = 0) -> None:
-    """Sets the number of CPU devices before JAX starts; without effect if an accelerator is used.
+    """Sets the number of CPU devices, and the share of a GPU's memory, before JAX starts. The number
+    is without effect if an accelerator is used.
 
     Args:
       batch: rows that the mesh's data axes will split.
@@ -38,6 +41,8 @@ def start_devices(batch: int, count: int = 0) -> None:
     Raises:
       ValueError: JAX has started already.
     """
+    if not any(key in os.environ for key in _SHARE_KEYS):
+        os.environ[_SHARE_KEYS[0]] = str(GPU_SHARE)  # as plans assume; read when JAX starts
     if os.environ.get('XLA_FLAGS', '').count('host_platform_device_count'):
         return
     try:

@@ -16,7 +16,7 @@ from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.saving import folder_names, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
-from densegrpo_jax.pipelines.weights.lora_reading import FILENAME
+from densegrpo_jax.pipelines.weights.lora_reading import FILENAME, KOHYA_FILENAME
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
@@ -34,7 +34,6 @@ PASSED_OVER = """
 ComfyUI passes over this file; it reads what `densegrpo export --layout=kohya` writes.
 """
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')  # of a released model
-KOHYA_FILENAME = 'kohya_lora.safetensors'
 
 CARD = """---
 {front}library_name: diffusers
@@ -85,6 +84,9 @@ def snippet(config, pipeline: Pipeline, home: str, layout: str, filename: str) -
     if layout != MERGED and base.startswith('builtin:'):  # wherever the package is
         lines.insert(0, 'from importlib.resources import files')
         opened = f"files('densegrpo_jax') / 'assets' / {base.removeprefix('builtin:')!r}"
+    elif layout != MERGED and base.startswith('~'):  # Diffusers does not expand it
+        lines.insert(0, 'import os')
+        opened = f'os.path.expanduser({base!r})'
     lines += [
         f'pipe = {pipeline.CLASS_NAME}.from_pretrained(',
         f'    {opened}, torch_dtype=torch.{dtype}',

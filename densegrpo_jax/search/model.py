@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.differentiable import has_gradient, reward_params, scores, text_features
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.runtime.mesh import replicated
+from densegrpo_jax.runtime.mesh import replicated, rows_over
 from densegrpo_jax.sampling.conditioning import place
 from densegrpo_jax.sampling.guide import PIXELS_WITH_GRADIENT
 from densegrpo_jax.sampling.sampler import EXACT, decode_few, filled_rows, in_parts, split_rows
@@ -39,21 +40,32 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=2)
-def _programs(of: _Same, mesh: Mesh, size: tuple[int, int], guidance: float) -> tuple:
+def _programs(of: _Same, mesh: Mesh, size: tuple[int, int], guidance: float, most: int) -> tuple:
     """(velocity function, the same jitted, jitted decoding) of a pipeline. Consecutive searches
-    share the compiled programs.
+    share the compiled programs. most: rows of a network call, whose memory grows with them.
     """
     pipeline: Pipeline = of.value
 
     def velocity(params, policy, negative, text, x, s):
         split = lambda rows: split_rows(rows, mesh)
+        count = x.shape[0] * x.shape[1]
         of_all = repeat_rows(text, x.shape[1]), x.reshape(-1, *x.shape[2:])
-        text, rows = jax.tree.map(split, filled_rows(of_all, mesh))
-        network = pipeline.velocity_fn(
-            params['transformer'], policy, text, guidance, *size, negative=negative
-        )
-        v = network(rows, jnp.broadcast_to(s, rows.shape[:1]))
-        return v[: x.shape[0] * x.shape[1]].reshape(x.shape)
+
+        def some(part):
+            text, rows = jax.tree.map(split, filled_rows(part, mesh))
+            network = pipeline.velocity_fn(
+                params['transformer'], policy, text, guidance, *size, negative=negative
+            )
+            return network(rows, jnp.broadcast_to(s, rows.shape[:1]))
+
+        parts = math.ceil(count / most)
+        if parts == 1:
+            return some(of_all)[:count].reshape(x.shape)
+        each = rows_over(mesh, math.ceil(count / parts))
+        last = lambda a: jnp.repeat(a[-1:], parts * each - count, axis=0)
+        cut = lambda a: jnp.concatenate([a, last(a)]).reshape(parts, each, *a.shape[1:])
+        v = jax.lax.map(some, jax.tree.map(cut, of_all))
+        return v.reshape(-1, *x.shape[2:])[:count].reshape(x.shape)
 
     def decoded(params, x0):
         prompts, count = x0.shape[:2]
@@ -85,7 +97,8 @@ class Model:
         self._size = (c.model.height, c.model.width)
         self._levels = np.where(schedule.masks.stochastic, schedule.noise_levels, 0)
         self._fixed = (session.params, policy, session.negative)
-        shared = _programs(_Same(pipeline), session.mesh, self._size, c.model.guidance)
+        most = rows_over(session.mesh, c.eval.batch)
+        shared = _programs(_Same(pipeline), session.mesh, self._size, c.model.guidance, most)
         self._velocity_of, self._velocity, self._decode = shared
         whole = replicated(session.mesh)
         self._guide = jax.jit(self._guided, out_shardings=whole, compiler_options=EXACT)

@@ -116,6 +116,17 @@ def test_an_old_python_is_refused(project):
     assert 'is not a Python 3.11 or newer' in done.stderr
 
 
+def test_an_environment_of_an_old_python_is_made_anew(project):
+    run, folder = project
+    old = folder / '.venv' / 'bin' / 'python'
+    old.parent.mkdir(parents=True)
+    old.write_text(STAND_IN.replace('"$FAKE_VERSION" != old', '"$FAKE_VERSION" = old'))
+    old.chmod(0o755)
+    done, calls = run('demo.sh')
+    assert done.returncode == 0 and len(calls) == 2
+    assert old.read_text() == STAND_IN
+
+
 @pytest.mark.parametrize(
     'given, passed',
     [

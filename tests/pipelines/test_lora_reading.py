@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from densegrpo_jax.pipelines.weights.lora_reading import (
     FILENAME,
+    KOHYA_FILENAME,
     METADATA,
     PEFT_CONFIG,
     PEFT_FILENAME,
@@ -83,6 +84,11 @@ def test_layouts_of_diffusers(tmp_path, tensors, settings, scale):
     assert name == 'x.to_q'
     np.testing.assert_array_equal(down, A)
     np.testing.assert_allclose(up, scale * B, rtol=1e-6)
+
+
+def test_a_folder_with_our_own_file_for_comfyui(tmp_path):
+    save_file(pair('diffusion_model.', names=KOHYA), tmp_path / KOHYA_FILENAME)
+    np.testing.assert_array_equal(read_layers(tmp_path)['x.to_q'][1], B)
 
 
 @pytest.mark.parametrize('value', [None, True, False, 'gaussian', 'eva', 'orthogonal'])

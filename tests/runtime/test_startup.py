@@ -13,7 +13,7 @@ import pytest
 from densegrpo_jax import main
 from densegrpo_jax.__main__ import COMMANDS
 from densegrpo_jax.rewards import Scorer
-from densegrpo_jax.runtime.startup import check_device, cpu_devices, start_processes
+from densegrpo_jax.runtime.startup import check_device, cpu_devices, start_devices, start_processes
 from densegrpo_jax.sampling import execution
 from tests.process_flags import process_flags
 
@@ -45,6 +45,15 @@ def test_devices_that_a_module_of_ones_own_has_started_are_named(tmp_path, monke
     flag = process_flags(tmp_path, cpu_devices=3)
     with pytest.raises(ValueError, match='computes when it is imported.*set in the recipe'):
         execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
+
+
+@pytest.mark.parametrize('key', [None, 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'])
+def test_a_gpu_is_shared_as_plans_assume_unless_told(monkeypatch, key):
+    told = {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}  # no device is set up here
+    monkeypatch.setattr(os, 'environ', told | ({} if key is None else {key: '0.5'}))
+    start_devices(1)
+    shares = {name: value for name, value in os.environ.items() if name.endswith('FRACTION')}
+    assert shares == ({'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.93'} if key is None else {key: '0.5'})
 
 
 def test_who_waited_in_vain_for_the_others_says_so_and_starts_no_device(

@@ -288,6 +288,21 @@ def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('devices', [1, 2])
+def test_many_particles_go_through_the_network_a_few_at_a_time(session, devices):
+    mesh = make_mesh(session.config.mesh, jax.devices()[:devices])
+    found = []
+    for batch in (12, 5):  # all of twelve rows together; in three parts
+        config = session.config.copy_and_resolve_references()
+        config.eval.batch = batch
+        config.mesh.data = devices
+        here = load(check(config, mesh, needs=('schedule', 'reward')), [p.text for p in EVEN])
+        flow = Model(here, None, None, search_kernel_of(config)).flow(EVEN)
+        x = jax.random.normal(jax.random.key(0), (4, 3, *flow.shape))
+        found.append(np.asarray(flow.velocity(x, 0)))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+
+
 def test_eight_devices_find_what_one_finds(session, tmp_path):
     one = run.search(session, None, PROMPTS[:2], tmp_path / 'one')
     mesh = make_mesh({'data': 4, 'fsdp': 2, 'tensor': 1})

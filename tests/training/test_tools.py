@@ -122,6 +122,14 @@ def test_the_lines_of_a_model_card_draw():
     assert '    max_sequence_length=16,' in lines  # Diffusers' own draws another picture
 
 
+def test_the_lines_of_a_model_card_expand_the_home_folder():
+    config = tiny_ocr.get_config()
+    config.model.path = '~/models/tiny'
+    lines = snippet(config, NAMED, 'adapter', 'peft', 'a.safetensors').splitlines()
+    assert lines[0] == 'import os'
+    assert any("os.path.expanduser('~/models/tiny')" in line for line in lines)
+
+
 class Brightness:
     """Mean of the picture in [0, 1]; pictures of every third prompt stay without a score."""
 

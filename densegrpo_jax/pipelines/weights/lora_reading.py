@@ -8,7 +8,7 @@ rank-stabilised LoRA. The place of alpha depends on the tool:
                 project: alpha = rank. Older keys: LAYER.lora.down.weight and .up
     PEFT        adapter_model.safetensors, keys base_model.model.LAYER.lora_A.weight; settings in
                 adapter_config.json beside it
-    kohya       keys lora_unet_LAYER.lora_down.weight and .lora_up.weight, underscores for dots
+    kohya       kohya_lora.safetensors here; keys lora_unet_LAYER.lora_down.weight and .lora_up.weight, underscores for dots
     all         a tensor LAYER.alpha, which takes precedence over the settings
 
 ComfyUI and kohya name layers as the original releases do; one of those may be several in Diffusers
@@ -32,6 +32,7 @@ from densegrpo_jax.runtime.reading import finite, missing, parse_json, read_json
 PREFIX = 'transformer.'  # of the network inside most Diffusers pipelines
 _PREFIX = re.compile(r'(transformer|unet)\.')
 FILENAME = 'pytorch_lora_weights.safetensors'  # the file that `load_lora_weights` looks for
+KOHYA_FILENAME = 'kohya_lora.safetensors'  # of our own exports
 PEFT_FILENAME, PEFT_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 METADATA = 'lora_adapter_metadata'
 
@@ -234,16 +235,18 @@ def _check_pair(path: pathlib.Path, name: str, parts: Mapping[str, Any]) -> None
 
 def _file(path: pathlib.Path) -> pathlib.Path:
     if path.is_dir():
-        there = [path / name for name in (FILENAME, PEFT_FILENAME) if (path / name).is_file()]
+        names = FILENAME, PEFT_FILENAME, KOHYA_FILENAME
+        there = [path / name for name in names if (path / name).is_file()]
         if len(there) > 1:
-            raise ValueError(f'{path} holds {FILENAME} and {PEFT_FILENAME}: name one of them')
+            held = ' and '.join(file.name for file in there)
+            raise ValueError(f'{path} holds {held}: name one of them')
         path = there[0] if there else path / FILENAME
     if not path.is_file():
         raise missing(
             path,
             str(path),
-            f'a safetensors file with LoRA keys, or a folder with {FILENAME} (Diffusers) or '
-            f'{PEFT_FILENAME} (PEFT)',
+            f'a safetensors file with LoRA keys, or a folder with {FILENAME} (Diffusers), '
+            f'{PEFT_FILENAME} (PEFT) or {KOHYA_FILENAME} (ours for ComfyUI)',
         )
     return path
 
