@@ -31,7 +31,7 @@ def cpu_devices(batch: int) -> int:
 
 
 def start_devices(batch: int, count: int = 0) -> None:
-    """Sets the number of CPU devices, and the share of a GPU's memory, before JAX starts. The number
+    """Sets the share of a GPU's memory and the number of CPU devices, before JAX starts. The number
     is without effect if an accelerator is used.
 
     Args:

@@ -8,7 +8,8 @@ rank-stabilised LoRA. The place of alpha depends on the tool:
                 project: alpha = rank. Older keys: LAYER.lora.down.weight and .up
     PEFT        adapter_model.safetensors, keys base_model.model.LAYER.lora_A.weight; settings in
                 adapter_config.json beside it
-    kohya       kohya_lora.safetensors here; keys lora_unet_LAYER.lora_down.weight and .lora_up.weight, underscores for dots
+    kohya       keys lora_unet_LAYER.lora_down.weight and .lora_up.weight, underscores for dots; our
+                exports are called kohya_lora.safetensors
     all         a tensor LAYER.alpha, which takes precedence over the settings
 
 ComfyUI and kohya name layers as the original releases do; one of those may be several in Diffusers
