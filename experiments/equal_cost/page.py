@@ -30,18 +30,8 @@ NAMES = {
 }
 # Panels of the curves, each beside dense and sparse credit; a control is with its method.
 FAMILIES = {
-    'credit': (
-        DENSE,
-        SPARSE,
-        'flow_grpo_weighted',
-        'stepwise',
-        'tp_grpo',
-        'tp_grpo_code',
-        'gae',
-        'coca',
-        'coca_weighted',
-        'sdpo',
-    ),
+    'credit': (SPARSE, 'flow_grpo_weighted', 'coca', 'coca_weighted', 'sdpo'),
+    'gains': (DENSE, 'stepwise', 'tp_grpo', 'tp_grpo_code', 'gae'),
     'losses': ('guard', 'lire', 'nft', 'winners', 'flow_cps'),
     'branches': ('g2rpo', 'e_grpo', 'temp_flow', 'branch'),
     'steps': ('dance', 'mix', 'aegpo', 'euphonium', 'd2_align'),

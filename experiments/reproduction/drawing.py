@@ -20,6 +20,9 @@ SCALES = {'nfe': 1e-6, 'work': 1e-6, 'images': 1e-3}
 QUANTITIES = {'score': 'held-out score', 'kl': 'KL from the base, per element (training samples)'}
 
 
+INSIDE = 5  # curves whose legend has room in a panel
+
+
 def draw_curves(
     curves: Mapping[str, Sequence[Sequence[Mapping]]],
     path: pathlib.Path,
@@ -46,7 +49,13 @@ def draw_curves(
 
     columns = len(axes) + totals
     figure, panels = plt.subplots(
-        1, columns, figsize=(1 + 4.6 * columns, 4), dpi=110, sharey=not totals, squeeze=False
+        1,
+        columns,
+        figsize=(1 + 4.6 * columns, 4),
+        dpi=110,
+        sharey=not totals,
+        squeeze=False,
+        layout='constrained',
     )
     for panel, cost in zip(panels[0], axes):
         for i, (label, runs) in enumerate(curves.items()):
@@ -87,7 +96,9 @@ def draw_curves(
         panels[0][-1].set_ylabel('mean of the curve after the start')
         panels[0][-1].grid(alpha=0.3)
     panels[0][0].set_ylabel(QUANTITIES[quantity])
-    panels[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    if len(curves) > INSIDE:  # in the panel the legend would hide curves
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside right', fontsize=8)
+    else:
+        panels[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(path)
     plt.close(figure)
