@@ -60,6 +60,8 @@ from densegrpo_jax.sampling.state import (
     start_state,
 )
 
+SETS = {'train': 'train', 'test': 'eval'}  # needs of `check` -> splits, whose keys are data.SPLIT
+
 
 def network_options(config, mesh: Mesh) -> dict:
     """The settings of `config` for the networks, except their shapes: options of
@@ -149,12 +151,12 @@ class Checked:
     @functools.cached_property
     def train(self) -> PromptSet:
         """The prompts of training."""
-        return load_prompts(self.config, 'train')
+        return load_prompts(self.config, SETS['train'])
 
     @functools.cached_property
     def test(self) -> PromptSet:
         """The prompts of evaluations."""
-        return load_prompts(self.config, 'eval')
+        return load_prompts(self.config, SETS['test'])
 
     @functools.cached_property
     def reward(self) -> CompositeReward:
@@ -238,21 +240,25 @@ def check(
     validate(config)
     if config.text_cache and (found := folder_problem(config.text_cache)):
         raise ValueError(f'text_cache: {found}')
+    # first what is on this machine: the base model may have to be fetched
+    sets = {name: load_prompts(config, split) for name, split in SETS.items() if name in needs}
     folder, pipeline = open_base(config, mesh)
     check_files(folder, pipeline, transformer_file=config.model.transformer_file)
     if 'start' in needs:
         check_start(config, pipeline)
     checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline, own_code=own_code)
-    made = {name: getattr(checked, name) for name in needs if name != 'start'}
+    vars(checked).update(sets)
+    for name in needs:
+        if name != 'start':
+            getattr(checked, name)
     if 'test' in needs and config.eval.best not in checked.reward.names:
         raise ValueError(
             f'eval.best={config.eval.best!r} is not a score of this reward; choose one of '
             f'{", ".join(checked.reward.names)}'
         )
-    for name, key in (('train', 'data.train'), ('test', 'data.eval')):
-        if name in made:
-            checked.reward.check(*columns(made[name]))
-            check_prompts(pipeline, made[name], key)
+    for name, prompts in sets.items():
+        checked.reward.check(*columns(prompts))
+        check_prompts(pipeline, prompts, f'data.{SETS[name]}')
     drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
     if checked.hosts.count > 1:
@@ -264,9 +270,9 @@ def check(
 def _opened(checked: Checked, needs: Collection[str]) -> dict:
     """What files hold that no key tells, as digests or numbers."""
     config, facts = checked.config, checked.facts()
-    for name, key in (('train', 'data.train'), ('test', 'data.eval')):
+    for name, split in SETS.items():
         if name in needs:
-            facts[f'prompts of {key}'] = content_hash(getattr(checked, name))
+            facts[f'prompts of data.{split}'] = content_hash(getattr(checked, name))
     if 'schedule' in needs and config.noise.psi_path:
         facts['psi'] = [float(level) for level in checked.schedule.noise_levels]
     if 'process_reward' in needs and checked.process_reward:

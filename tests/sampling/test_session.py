@@ -78,6 +78,9 @@ def test_what_a_command_does_not_need_may_be_absent(folder):
         check(config, one_device(), needs=('train', 'test'))
     with pytest.raises(FileNotFoundError, match='no_psi.json'):
         check(config, one_device(), needs=('schedule',))
+    config.model.path = 'ada/flux'  # which would be fetched
+    with pytest.raises(FileNotFoundError, match='nowhere.txt'):
+        check(config, one_device(), needs=('train', 'test'))
 
 
 def test_prompts_that_the_reward_cannot_score_are_named(folder, tmp_path):
