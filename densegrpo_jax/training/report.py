@@ -24,7 +24,7 @@ from densegrpo_jax.viewing.command import COMMAND, NEWEST
 from densegrpo_jax.viewing.folder import ENDS
 from densegrpo_jax.viewing.pictures import before_after, curve, keep_images
 from densegrpo_jax.viewing.report import FOLDER, write_report
-from densegrpo_jax.viewing.run_data import CONFIG, RECIPE
+from densegrpo_jax.viewing.run_data import CONFIG, RECIPE, SINCE
 from densegrpo_jax.viewing.started import Start, write_start
 
 # What a run writes in its work directory.
@@ -141,6 +141,8 @@ class Reporter:
         mean, error = result.mean(best), result.standard_error(best)
         row = {f'eval/{name}': result.mean(name) for name in result.scores}
         row |= {'eval/valid_share': scored / count, 'eval/standard_error': error}
+        if first:  # the page shows no scores of other rewards
+            row[SINCE] = float(first)
         self._write(step, {**row, 'eval/seconds': result.seconds})
         self._writer.write_images(step, {'eval/images': result.images})
         if self._primary:

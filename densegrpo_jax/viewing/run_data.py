@@ -50,6 +50,11 @@ GROUP_FORM = {
 }
 # the keys of the configuration that the page reads; it lists the others
 READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best', 'guard.action')
+# of an evaluation where other rewards have scored before, code of the user's own: the update number
+# of the first by those of now
+SINCE = 'eval/since'
+# of the metrics what rewards have said; in training, of the update before an evaluation too
+_SCORES = re.compile(r'eval/(?!seconds$)|guard/(?!(kl|brake)$)|(?P<trained>train/reward)')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
 LONGEST = 10_000  # characters of a command that is shown
 RECIPE = 'recipe.json'  # the configuration that the run's command names, in its folder
@@ -262,12 +267,18 @@ def _rows(folder: pathlib.Path) -> list[dict]:
 
 
 def _series(rows: Sequence[Mapping]) -> dict[str, list[list]]:
-    """name -> [updates, values]; the steps of a step-wise metric become their mean."""
+    """name -> [updates, values]; the steps of a step-wise metric become their mean. Scores of other
+    rewards than those of now are left out.
+    """
     found: dict[str, list[list]] = {}
+    since = _since(rows)
     for row in rows:
         by_step: dict[str, list[float]] = {}
         for name, value in row.items():
-            if name == 'step':
+            if name in ('step', SINCE):
+                continue
+            of_reward = _SCORES.match(name) if since else None
+            if of_reward and row['step'] < since + bool(of_reward['trained']):
                 continue
             stem, step_wise, _ = name.partition('/step_')
             if step_wise:
@@ -277,6 +288,14 @@ def _series(rows: Sequence[Mapping]) -> dict[str, list[list]]:
         for name, values in by_step.items():
             _append(found, name, row['step'], sum(values) / len(values))
     return {name: _thinned(points) for name, points in found.items()}
+
+
+def _since(rows: Sequence[Mapping]) -> float:
+    """Updates before the first evaluation by the rewards of now. The newest evaluation tells: a run
+    may go back to the code that it had.
+    """
+    evaluated = (row for row in reversed(rows) if any(name.startswith('eval/') for name in row))
+    return next(evaluated, {}).get(SINCE, 0)
 
 
 def _append(series: dict[str, list[list]], name: str, step: int, value: float) -> None:

@@ -27,6 +27,7 @@ from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.resume import check_earlier, check_keys
 from densegrpo_jax.training.run import run
+from densegrpo_jax.viewing.run_data import read_run
 from tests import miniature
 from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs, sharing  # noqa: F401
@@ -133,6 +134,8 @@ def test_a_run_goes_on_with_changed_code_of_ones_own_if_told_to(
     assert summary['before']['mean'] < 0 and summary['best']['mean'] < 0
     assert f'evaluation score after 1 {summary["before"]["mean"]:.4f}' in caplog.text
     assert (workdir / 'before_after.png').is_file()
+    series = read_run(workdir)['series']
+    assert [series[name][0] for name in ('eval/total', 'train/reward')] == [[1, 2], [2]]
     caplog.clear()
     assert train(config, workdir) == summary and 'other code' not in caplog.text
 

@@ -95,6 +95,32 @@ def test_numbers_that_no_curve_shows_are_left_out(tmp_path):
     assert found['e'] == [[3], [2.0]] and not {'a', 'b', 'c', 'd'} & found.keys()
 
 
+def test_scores_of_other_rewards_are_on_no_curve(tmp_path):
+    """The code of a reward has changed after update 2; later the run goes back to the old code."""
+    folder = make_run(tmp_path / 'run', updates=6, iterations=9)
+    file = folder / 'metrics.jsonl'
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row |= {'train/reward_ocr': 0.5, 'guard/ocr': 0.5, 'guard/fallen': 0, 'guard/kl': 0.1}
+        row |= {'eval/since': 2.0} if row['step'] in (2, 4, 6) else {}
+
+    def series():
+        file.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        return read_run(folder)['series']
+
+    found = series()
+    for name in ('eval/total', 'eval/ocr', 'eval/standard_error'):
+        assert found[name][0] == [2, 4, 6]
+    for name in ('train/reward', 'train/reward_ocr'):  # update 2 was the last of the old code
+        assert found[name][0] == [3, 4, 5, 6]
+    for name in ('guard/ocr', 'guard/fallen'):
+        assert found[name][0] == [2, 3, 4, 5, 6]
+    assert found['guard/kl'][0][0] == found['eval/seconds'][0][0] == 0  # are no scores
+    assert found['train/kl'][0][0] == 1 and 'eval/since' not in found
+    del rows[-1]['eval/since']
+    assert series()['eval/total'][0] == [0, 2, 4, 6]
+
+
 def test_a_run_before_its_first_update(tmp_path):
     folder = make_run(tmp_path / 'run', updates=0, iterations=6)
     (folder / 'metrics.jsonl').unlink()

@@ -36,6 +36,8 @@ function showRuns(runs) {
   const boxes = runs.map((run, index) => {
     const scores = run.series[`eval/${run.best}`];
     const rise = scores ? `${short(scores[1][0])} → ${short(last(scores))}` : 'none yet';
+    // later than 0 where other rewards began
+    const from = scores?.[0][0] ? `, from update ${scores[0][0]}` : '';
     const of = `${run.updates} of ${run.iterations} updates`;
     return element(
       'div',
@@ -47,7 +49,7 @@ function showRuns(runs) {
         { className: 'facts' },
         fact('state', run.state),
         fact('', of),
-        fact(`held-out ${run.best}`, rise),
+        fact(`held-out ${run.best}${from}`, rise),
         fact('training', duration(last(run.series['train/seconds']))),
         run.state === 'running' ? fact('left', duration(run.left)) : null,
         fact(
