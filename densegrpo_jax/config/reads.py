@@ -55,8 +55,8 @@ READS = {
         (*_SCORING, 'calibration.*', 'plan.active'),
         ('data.eval*', 'rollout.prompts', 'rollout.log_prob'),
     ),
-    # of the guard whether it is on: what that costs is not counted
-    'preflight': Reads(but=('guard.[!o]*', 'search.*', *_PREPARED)),
+    # it prices the run that all of its keys describe, what the guard measures among it
+    'preflight': Reads(but=('search.*', *_PREPARED)),
     'direction': Reads(
         but=(*_LEARNING, 'plan.*', 'moving.*', 'budget.*', 'guide.*', 'calibration.*', 'search.*')
     ),

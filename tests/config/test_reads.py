@@ -3,6 +3,7 @@
 import pytest
 
 from densegrpo_jax.config import identity
+from densegrpo_jax.config.guard_keys import GUARD
 from densegrpo_jax.config.reads import READS, check_reads
 from densegrpo_jax.config.schema import KEYS, TABLE
 
@@ -31,10 +32,13 @@ def test_options_of_rewards_are_read_with_them():
 
 def test_single_keys_of_what_is_not_read():
     check_reads('calibrate', READS['calibrate'], ['plan.active'])  # decides what is trained
-    check_reads('preflight', READS['preflight'], ['guard.on'])  # said among what is not counted
     check_reads('process_reward', READS['process_reward'], ['guide.ridge', 'plan.active'])
     assert 'guide.scale' not in READS['process_reward'] and 'd2.steps' not in READS['main']
-    assert 'guard.prompts' not in READS['preflight'] and 'plan.kind' not in READS['calibrate']
+    assert 'plan.kind' not in READS['calibrate']
+
+
+def test_a_preflight_takes_the_keys_of_the_guard_that_it_prices():
+    check_reads('preflight', READS['preflight'], [f'guard.{name}' for name in GUARD])
 
 
 def test_a_command_s_own_key_of_the_name_is_told():
