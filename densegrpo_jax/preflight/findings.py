@@ -14,8 +14,8 @@ from densegrpo_jax.preflight.signal import Decided, Interval, Signals
 
 FEW = 0.05  # shares below it count as nothing
 MOST = 0.8  # a share whose whole interval is above it leaves nothing to learn
-# The last transition is told at a share of MOST whose interval begins above this: with the default
-# 32 prompts x 8 samples in 2 of 100 simulated runs where it decides 0.7, in 96 where it decides all.
+# The last transition is told at a share of MOST whose interval begins above this: with 32 prompts
+# x 8 samples in 2 of 100 simulated runs where it decides 0.7, in 96 where it decides all.
 LAST = 2 / 3
 NO_ADVICE = (
     'Signals and prices are measurements, not advice: on the miniature they did not foretell the '

@@ -128,7 +128,7 @@ def test_a_reward_of_fine_noise_is_told(prompt):
 
 
 def positive(variances, seed, prompts, group=G):
-    """Whether a sum of independent parts is positive: of the first noise, and of each transition."""
+    """Whether a sum of parts is positive: of the first noise, and of each transition."""
     rng = np.random.default_rng(seed)
     parts = lambda: [np.sqrt(v) * rng.standard_normal((prompts, group)) for v in variances]
     own, steps = parts(), len(variances) - 1
