@@ -14,6 +14,9 @@ from densegrpo_jax.preflight.signal import Decided, Interval, Signals
 
 FEW = 0.05  # shares below it count as nothing
 MOST = 0.8  # a share whose whole interval is above it leaves nothing to learn
+# The last transition is told at a share of MOST whose interval begins above this: with 32 prompts
+# x 8 samples in 2 of 100 simulated runs where it decides 0.7, in 96 where it decides all.
+LAST = 2 / 3
 NO_ADVICE = (
     'Signals and prices are measurements, not advice: on the miniature they did not foretell the '
     'order of learning curves (docs/preflight.md).'
@@ -128,13 +131,13 @@ def _of_spread(spread: Spread) -> list[Finding]:
 
 def _of_last(decided: Decided, trained: np.ndarray) -> list[Finding]:
     """A reward without any relation to what an image shows looks like this."""
-    last = int(np.flatnonzero(trained)[-1])
-    share = decided.steps[last].value / decided.trained.value
-    if share < 0.8 or trained.sum() == 1:
+    share = decided.last
+    if trained.sum() == 1 or not (share.value >= MOST and share.low > LAST):  # NaN: unknown
         return []
     reason = (
-        f'of what the trained transitions decide, the last one decides {share:.0%}: the reward may '
-        'respond to fine noise and not to what an image shows. Look at the pictures'
+        'of what the trained transitions decide, the last one decides '
+        f'{min(share.value, 1):.0%} (at least {share.low:.0%}): the reward may respond to fine '
+        'noise and not to what an image shows. Look at the pictures'
     )
     return [Finding(reason)]
 

@@ -122,6 +122,7 @@ class Decided(NamedTuple):
         between their first noises. GRPO subtracts it.
       noise: of the first noise; 0 where the samples of a group share it.
       trained: of all trained transitions together.
+      last: of what those decide, the share of the last of them; NaN where it is not above 0.
       total: the total variance itself.
     """
 
@@ -130,6 +131,7 @@ class Decided(NamedTuple):
     steps: list[Interval]
     reward: Interval
     trained: Interval
+    last: Interval
     total: float
 
 
@@ -158,6 +160,7 @@ def decided(rewards: Rewards, trained: np.ndarray | None = None) -> Decided:
     on = np.ones(rewards.steps, bool) if trained is None else trained
     means = np.where(sizes > 0, np.nansum(rewards.terminal, axis=1) / np.maximum(sizes, 1), 0)
     means = np.where(sizes > 1, means, np.nan)
+    last = int(np.flatnonzero(on)[-1])
 
     def shares(c, own, means, sizes):
         inner, variance = np.nanmean(c, axis=-1), np.nanmean(own)
@@ -166,11 +169,13 @@ def decided(rewards: Rewards, trained: np.ndarray | None = None) -> Decided:
         parts = np.array([inner[0], variance - inner[-1], steps[on].sum(), *steps])
         parts = parts / variance if variance > FLAT else np.full_like(parts, np.nan)
         parts[np.abs(parts) < 1e-9] = 0  # rounding
-        return np.array([between / (between + variance), *parts, between + variance])
+        _, _, together, *each = parts
+        of_last = each[last] / together if together > 0 else np.nan
+        return np.array([between / (between + variance), *parts, of_last, between + variance])
 
     found = jackknifed(shares, [c, own, means, sizes.astype(float)])
-    prompt, noise, reward, together, *steps, total = found
-    return Decided(prompt, noise, steps, reward, together, total.value)
+    prompt, noise, reward, together, *steps, of_last, total = found
+    return Decided(prompt, noise, steps, reward, together, of_last, total.value)
 
 
 class Signals(NamedTuple):

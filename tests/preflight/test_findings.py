@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.preflight.costs import Cost
-from densegrpo_jax.preflight.findings import Images, findings, prices
+from densegrpo_jax.preflight.findings import MOST, Images, _of_last, findings, prices
 from densegrpo_jax.preflight.groups import spread
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Rewards, decided, signals
@@ -125,6 +125,54 @@ def test_a_reward_of_fine_noise_is_told(prompt):
     assert (
         'the last one decides' in found[0].reason and 'may respond to fine noise' in found[0].reason
     )
+
+
+def positive(variances, seed, prompts, group=G):
+    """Whether a sum of parts is positive: of the first noise, and of each transition."""
+    rng = np.random.default_rng(seed)
+    parts = lambda: [np.sqrt(v) * rng.standard_normal((prompts, group)) for v in variances]
+    own, steps = parts(), len(variances) - 1
+    of_twin = lambda k: sum(own[: k + 1] + parts()[k + 1 :])
+    above = [(total > 0).astype(float) for total in (sum(own), *map(of_twin, range(steps)))]
+    twins = np.stack(above[1:])
+    completions = {n: twins for n in (0, 1)}
+    return Rewards(above[0], above[0], twins, completions, np.ones((steps + 1, prompts, group)))
+
+
+def last_told(variances, prompts, seeds):
+    """In how many data sets the last of three trained transitions is told."""
+    trained = np.array([True, True, True])
+    found = [positive(variances, seed, prompts).whole() for seed in range(seeds)]
+    return sum(bool(_of_last(decided(rewards, trained), trained)) for rewards in found)
+
+
+@pytest.mark.parametrize('prompts', [8, 32])
+def test_a_last_step_that_decides_little_more_than_half_is_hardly_ever_told(prompts):
+    """Var(E[1(x > 0) | x_k]) of a normal x is arcsin(rho_k) / 2 pi, rho_k the share of Var(x) that
+    x_k decides.
+    """
+    variances = np.array([0.9, 0.1 / 3, 0.1 / 3, 0.1 / 3])
+    known = np.arcsin(np.minimum(np.cumsum(variances), 1))
+    of_all, of_trained = np.diff(known)[-1] / known[-1], np.diff(known)[-1] / (known[-1] - known[0])
+    assert of_trained == pytest.approx(0.57, abs=0.005)
+    many = decided(positive(variances, 0, 2000).whole())
+    assert many.steps[-1].value == pytest.approx(of_all, abs=0.03)
+    assert many.last.low < of_trained < many.last.high < MOST
+    assert last_told(variances, prompts, seeds=100) <= 2
+
+
+def test_a_reward_of_fine_noise_is_told_of_the_prompts_that_are_the_default():
+    assert last_told([0, 0, 0, 1], prompts=32, seeds=50) >= 45
+
+
+def test_the_fewest_prompts_and_samples_end_without_an_error():
+    """Where what the trained transitions decide comes out as 0 or less, too."""
+    trained = np.array([True, True, False])
+    found = [positive((0.4, 0.2, 0.2, 0.2), seed, prompts=4, group=2) for seed in range(40)]
+    together = [decided(rewards.whole(), trained).trained.value for rewards in found]
+    assert 0 in together and np.nanmin(together) < 0
+    for rewards in found:
+        found_in(rewards, trained=trained)
 
 
 @pytest.mark.parametrize('prompt', [0.0, 20.0])
