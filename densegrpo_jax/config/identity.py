@@ -112,7 +112,7 @@ BASE = 'weights of the base'
 CODE = 'code of your own'
 
 # Facts that a change of a user's own code changes, here or behind a server of rewards.
-_OF_CODE = (CODE, 'servers of rewards')
+OF_CODE = (CODE, 'servers of rewards')
 
 _FILES = 'base'  # names and sizes of the base's files in records of earlier versions, for BASE
 
@@ -202,14 +202,14 @@ def differences(
 
 def of_code(found: Difference) -> bool:
     """Whether a difference is one of code, which a run may accept (`--own_code=warn`)."""
-    return found.key.partition('.')[0] in _OF_CODE
+    return found.key.partition('.')[0] in OF_CODE
 
 
 def of_scores(found: Difference) -> bool:
     """Whether a difference of code is one of the rewards', whose scores are then others; other code
     changes how they are trained on.
     """
-    return found.key.startswith((f'{CODE}.reward.', _OF_CODE[1]))
+    return found.key.startswith((f'{CODE}.reward.', OF_CODE[1]))
 
 
 def told(found: Iterable[Difference]) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
@@ -85,8 +86,11 @@ class Guard:
             self._divergence = Divergence(session, part.prompts, g.kl_prompts)
         self._psi = workdir / FILE if config.noise.calibrate else None
         self._record, self._start = record, None
+        told = identity.record('evaluation', config, session.facts(part.rewards))
+        self._code = {name: told[name] for name in identity.OF_CODE if told.get(name)}
 
     _told_rounding = False
+    _code: Mapping[str, Mapping] = {}  # what scores, as far as it may change under one name
 
     def due(self, step: int) -> bool:
         """Whether the evaluation after `step` updates is guarded."""
@@ -138,6 +142,7 @@ class Guard:
             'missing': lacking,
             'action': '',
             'brake': history.brake,
+            **({'code': self._code} if self._code else {}),
         }
         history.guarded.append(row)
         self._compare(history, step, scores)
@@ -159,6 +164,12 @@ class Guard:
         """
         given = weights_digest(first) if self._config.lora.init_from else ''
         return f'{START} {self._session.base_digest} {given}'.rstrip()
+
+    def go_on(self, history: History) -> None:
+        """Before the run goes on: what other code than now has found fallen counts no more. Of the
+        panel's the checkpoints do not know; rows of earlier versions do not tell.
+        """
+        history.set_aside(lambda row: row.get('code', self._code) != self._code)
 
     def stops(self, history: History) -> bool:
         """Whether the guard has ended the run."""

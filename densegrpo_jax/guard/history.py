@@ -5,8 +5,13 @@ what the guard's actions have come to.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 from densegrpo_jax.config.guard_keys import BRAKE, STOP
+
+
+# in a row: what scored it was other code than now, so that its falls count no more
+OTHER_CODE = 'other_code'
 
 
 @dataclasses.dataclass
@@ -29,13 +34,22 @@ class History:
         """Whether the evaluation after `step` updates may be the best: a guard has neither passed
         it over, nor found a score fallen or missing.
         """
-        # rows of earlier versions tell of no missing scores
-        out = [row['step'] for row in self.guarded if row['fallen'] or row.get('missing')]
+        out = [row['step'] for row in self._of_now if _lost(row)]
         return step not in out and step not in self.passed_over
+
+    @property
+    def _of_now(self) -> list[Mapping]:
+        return [row for row in self.guarded if not row.get(OTHER_CODE)]
+
+    def set_aside(self, which: Callable[[Mapping], bool]) -> None:
+        """Other code than now has scored the rows that `which` names: nothing has fallen there, and
+        the run was not stopped. What a brake has come to stays: updates were made with it.
+        """
+        self.guarded = [row | {OTHER_CODE: True} if which(row) else row for row in self.guarded]
 
     def pass_over_unguarded(self) -> None:
         """A guard has measured: evaluations that none has seen compete no more."""
-        known = {*(row['step'] for row in self.guarded), *self.passed_over}
+        known = {*(row['step'] for row in self._of_now), *self.passed_over}
         unseen = [step for step, *_ in self.evaluations if step not in known]
         self.passed_over = [*self.passed_over, *unseen]
 
@@ -51,7 +65,7 @@ class History:
         """
         count = 0
         for row in reversed(self.guarded):
-            if row['action'] == BRAKE or not (row['fallen'] or row.get('missing')):
+            if row.get(OTHER_CODE) or row['action'] == BRAKE or not _lost(row):
                 break
             count += bool(row['fallen'])
         return count
@@ -64,9 +78,15 @@ class History:
     @property
     def stopped_by_guard(self) -> bool:
         """Whether the newest guarded evaluation ended the run."""
-        return bool(self.guarded) and self.guarded[-1]['action'] == STOP
+        newest = self.guarded[-1] if self.guarded else {}
+        return newest.get('action') == STOP and not newest.get(OTHER_CODE)
 
     def best(self) -> list | None:
         """The evaluation with the highest score of those that compete; None if none does."""
         able = [e for e in self.evaluations if self.competes(e[0])]
         return max(able, key=lambda e: e[1], default=None)
+
+
+def _lost(row: Mapping) -> bool:
+    # rows of earlier versions tell of no missing scores
+    return bool(row['fallen'] or row.get('missing'))

@@ -39,12 +39,14 @@ class Progress(History):
 
     def go_on(self, step: int, changed: Sequence[Difference]) -> None:
         """Notes that other code of the user's own trains from update number `step` on. Scores of
-        other rewards are no scores of these: none of before competes, or is compared with.
+        other rewards are no scores of these: none of before competes, is compared with, or has
+        fallen.
         """
         self.other_code = [*self.other_code, [step, identity.told(changed)]]
         if any(map(identity.of_scores, changed)):
             self.earlier = [*self.earlier, *self.evaluations]
             self.evaluations, self.passed_over, self.rewards, self.highest = [], [], [], []
+            self.set_aside(lambda row: True)
 
     def count(self, finite: bool, nfe: int, seconds: float) -> None:
         """Accounts for an iteration.

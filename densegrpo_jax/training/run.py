@@ -140,10 +140,11 @@ def run(
     else:
         state, start, progress = restored.state, restored.step, Progress.of(restored.meta)
         del restored  # else it keeps these arrays for the whole run
-        # also if the last process was stopped before the last evaluation
-        if changed and not (start == config.iterations and progress.evaluated(start)):
-            progress.go_on(start, changed)
         logging.info('continuing from iteration %d of %d', start, config.iterations)
+    # also if the last process was stopped before the last evaluation
+    goes_on = not (start == config.iterations and progress.evaluated(start))
+    if changed and goes_on:
+        progress.go_on(start, changed)
 
     full_use = at_peak(session) if at_peak else None
     with (
@@ -162,6 +163,8 @@ def run(
         guard = None
         if guarded:
             guard = Guard(session, workdir, guarded, measured, scorer, draw, opened)
+            if goes_on:
+                guard.go_on(progress)
         step = saved = start
         # Called before the processes meet outside the rounds: one that an error of its own has
         # ended, such as a full disk, has left them, and then all save together.

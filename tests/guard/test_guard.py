@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densegrpo_jax.config.reads import WARN
 from densegrpo_jax.guard.guard import Guard
+from densegrpo_jax.guard.history import OTHER_CODE
 from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
@@ -182,6 +184,14 @@ def test_what_no_guard_has_seen_competes_no_more(config, tmp_path):
     assert row['step'] == 2 and row['scores']['same'][:2] == [1.0, 0.0]
     assert summary['best']['step'] == kept().best_step() == 2
     assert kept().meta(1)['evaluations'] == summary['evaluations'][:2]  # amended, not lost
+    config.iterations = 3  # the server's code is another: as if no guard had seen update 2
+    with serving(RewardService(Same(), 'f01', '0').app) as urls:
+        config.eval.panel.remote.urls = urls
+        summary = run(config, tmp_path, one_device(), StopRequest(), own_code=WARN)
+    rows = summary['guard']['evaluations']
+    assert [row.get(OTHER_CODE) for row in rows] == [True, None]
+    assert [row['code']['servers of rewards']['same'] for row in rows] == ['f00', 'f01']
+    assert summary['best']['step'] == kept().best_step() == 3 and 'other_code' not in summary
 
 
 def test_a_record_that_cannot_be_used_is_refused_before_anything_is_loaded(
