@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from densegrpo_jax.config.key import Key
@@ -48,8 +49,7 @@ def from_document(path: pathlib.Path, load: Callable[[str], ConfigDict]) -> Conf
     for key, value in _keys(values, OPEN):
         keys.add(key)
         if key in RETIRED:
-            if value != RETIRED[key].value:
-                raise ValueError(f'{key}={value!r}: this key was removed; {RETIRED[key]!r} now')
+            _check_retired(key, value, of_a_run=path.suffix == '.json')
             continue
         if key not in KEYS:
             close = close_key(key.rpartition('.')[2], key.rpartition('.')[0])
@@ -61,6 +61,17 @@ def from_document(path: pathlib.Path, load: Callable[[str], ConfigDict]) -> Conf
     if 'label' not in keys:
         relabel(config, before)
     return config
+
+
+def _check_retired(key: str, value: Any, of_a_run: bool) -> None:
+    gone = RETIRED[key]
+    if value == gone.value:
+        return
+    if not gone.successor:
+        raise ValueError(f'{key}={value!r}: this key was removed; {gone!r} now')
+    if not of_a_run:
+        raise ValueError(f'{key}={value!r}: {gone.successor} takes the place of this key')
+    logging.warning('%s=%r is not read: %s takes its place', key, value, gone.successor)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -10,9 +10,14 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Always:
-    """The one value of a retired key that the code still implements; marked so in messages."""
+    """The one value of a retired key that the code still implements; marked so in messages.
+
+    successor: the key that takes its place, and at which value it is the same. The old key decided
+      nothing of a run's weights: runs with any value of it are opened.
+    """
 
     value: object
+    successor: str = ''
 
     def __repr__(self) -> str:
         return f'always {self.value!r}'
@@ -23,8 +28,7 @@ class Always:
 RETIRED: Mapping[str, Always] = {
     'credit.completion_solver': Always('euler'),
     'credit.completion_grid': Always('timestep'),
-    # a share of psi; calibration.drift=0.2 is the same at the defaults
-    'calibration.tolerance': Always(0.1),
+    'calibration.tolerance': Always(0.1, 'calibration.drift (0.2 is as 0.1 was)'),
 }
 
 # names in Diffusers, PEFT and peers' scripts -> the last part of ours

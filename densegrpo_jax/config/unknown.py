@@ -43,7 +43,11 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
                 else ''
             )
             if (gone := RETIRED.get(f'{path}.{name}'.removeprefix('config.'))) is not None:
-                way_out = f'it was removed, every run has {gone.value!r} now: leave it out; '
+                way_out = (
+                    f'{gone.successor} takes its place; '
+                    if gone.successor
+                    else f'it was removed, every run has {gone.value!r} now: leave it out; '
+                )
             raise ValueError(
                 f'{given}: {path} has no key {name!r}; {way_out}its keys: {", ".join(known)}'
             )

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 
 from densegrpo_jax.config.guard_keys import BRAKE, STOP
 
-
 # in a row: what scored it was other code than now, so that its falls count no more
 OTHER_CODE = 'other_code'
 

@@ -129,6 +129,10 @@ def typed(monkeypatch, capsys):
             ['--config=tiny_ocr', '--config.credit.completion_solver=ab2'],
             "no key 'completion_solver'; it was removed, every run has 'euler' now: leave it out",
         ),
+        (
+            ['--config=tiny_ocr', '--config.calibration.tolerance=0.05'],
+            "no key 'tolerance'; calibration.drift (0.2 is as 0.1 was) takes its place",
+        ),
         ([f'--config={TINY}', '--workdri=x'], "Unknown command line flag 'workdri'"),
         (
             [f'--config={TINY}', '--iterations=4'],

@@ -69,6 +69,7 @@ def test_the_config_of_a_run_makes_the_same_run(tmp_path, recipe):
         ('recipe: tiny_orc', "there is no recipe 'tiny_orc'; did you mean 'tiny_ocr'?"),
         ('recipe: 3', 'recipe: expected a name such as flux_ocr:devices=8, not 3'),
         ('credit.completion_solver: heun', 'this key was removed'),
+        ('calibration.tolerance: 0.05', 'calibration.drift (0.2 is as 0.1 was) takes the place'),
         ('a: !!python/object/apply:os.getcwd []', 'could not determine a constructor'),
     ],
 )
@@ -82,6 +83,12 @@ def test_mistakes_in_json_are_named(tmp_path):
     for text, said in (('{"iterations": 3,', 'line 1'), ('{"a": 1, "a": 2}', 'a occurs twice')):
         with pytest.raises(ValueError, match=said):
             load(written(tmp_path, text, 'config.json'))
+
+
+def test_a_run_with_a_retired_key_that_decided_nothing_of_it_opens(tmp_path, caplog):
+    with caplog.at_level('WARNING', logger='absl'):
+        config = load(written(tmp_path, '{"calibration": {"tolerance": 0.05}}', 'config.json'))
+    assert 'calibration.drift' in caplog.text and 'tolerance' not in config.calibration
 
 
 def test_a_path_may_have_colons(tmp_path):
