@@ -136,7 +136,10 @@ class Decided(NamedTuple):
 
 
 def jackknifed(statistic: Callable[..., np.ndarray], arrays: list[np.ndarray]) -> list[Interval]:
-    """Intervals of a statistic (arrays [..., P] -> [S]) over prompts."""
+    """Intervals of a statistic (arrays [..., P] -> [S]) over the prompts that the first array has
+    values of.
+    """
+    arrays = measured_prompts(*arrays)
     with np.errstate(all='ignore'), warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # without a score nothing is defined
         value = np.atleast_1d(statistic(*arrays))
@@ -144,6 +147,14 @@ def jackknifed(statistic: Callable[..., np.ndarray], arrays: list[np.ndarray]) -
         others = [statistic(*(np.delete(a, p, axis=-1) for a in arrays)) for p in prompts]
     left_out = np.array([np.atleast_1d(other) for other in others])
     return [jackknife(v, left_out[:, i]) for i, v in enumerate(value)]
+
+
+def measured_prompts(*arrays: np.ndarray) -> list[np.ndarray]:
+    """The columns [..., P'] of arrays [..., P] of which the first has values; all where it has none.
+    A prompt without two whole samples is no observation: counted as one it narrows the intervals.
+    """
+    kept = np.isfinite(arrays[0]).any(tuple(range(arrays[0].ndim - 1)))
+    return [a[..., kept] for a in arrays] if kept.any() else list(arrays)
 
 
 def covariances(rewards: Rewards) -> np.ndarray:
@@ -208,7 +219,8 @@ def signals(
     c = covariances(rewards)[:, None]
     following = np.concatenate([rewards.twins[1:], rewards.again[None]])
     rows = [(within(a, following - rewards.twins), within(a, a)) for a in credits.values()]
-    covered, spread = (np.stack(part) for part in zip(*rows))  # [C, T, P]
+    # [C, T, P]
+    c, covered, spread = measured_prompts(c, *(np.stack(part) for part in zip(*rows)))
 
     def square(x):
         x, count = np.where(np.isfinite(x), x, 0), np.isfinite(x).sum(-1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.preflight.groups import balance, kept, spread
-from densegrpo_jax.preflight.signal import decided, signals, within
+from densegrpo_jax.preflight.signal import Rewards, decided, signals, within
 from tests.preflight.planted import G, P, T, credits_of, planted
 
 ALL = np.ones(T, bool)
@@ -139,6 +139,24 @@ def test_what_cannot_be_scored_is_left_out_alike():
     # without noise there is no twin, but the image of the next state
     assert holes.failed(np.arange(T) != 2) == 0
     assert decided(whole).total == pytest.approx(decided(rewards).total, rel=0.15)
+
+
+def flat(found):
+    return np.concatenate([np.ravel(part) for part in found])
+
+
+def test_prompts_without_whole_samples_are_no_observations():
+    """Counted as such they narrow the intervals: 95 % ones held the truth in 76 to 89 %."""
+    few = planted(prompts=4)
+    lost = lambda a: np.concatenate([a, np.full_like(np.repeat(a[..., :1, :], 20, -2), np.nan)], -2)
+    holes = Rewards(
+        *map(lost, few[:3]), {n: lost(a) for n, a in few.completions.items()}, lost(few.similarity)
+    )
+    np.testing.assert_allclose(flat(decided(holes)), flat(decided(few)), rtol=1e-9)
+    of = [signals(r, credits_of(r), ALL, 'dense') for r in (few, holes)]
+    for one, other in zip(*(s.signal.values() for s in of)):
+        np.testing.assert_allclose(other, one, rtol=1e-9)
+    np.testing.assert_allclose(*(spread(r.terminal).deviation for r in (few, holes)), rtol=1e-9)
 
 
 def test_ranks_and_balance():
