@@ -60,6 +60,10 @@ def advice(
             f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: '
             f'{way_out}'
         )
+    # fewer prompts than eval.batch are one batch of themselves
+    guard, count = config.guard, config.data.eval_prompts or config.eval.batch
+    guarded = (guard.prompts or count) * guard.images if guard.on else 0
+    evaluated = min(config.eval.batch, max(count, guarded))
     if resident / GIB > limit:
         return lines  # no batch is small enough
     for name, need in gib.items():
@@ -69,18 +73,22 @@ def advice(
             'probe': ('rollout.prompts_per_batch', r.prompts_per_batch, 1),
             'rollout': ('rollout.prompts_per_batch', r.prompts_per_batch, r.group),
             'update': ('optim.microbatch', config.optim.microbatch, 1),
-            'evaluation': ('eval.batch', config.eval.batch, 1),
+            'evaluation': ('eval.batch', evaluated, 1),
         }[name]
         room = max(limit - resident / GIB, 0.0) / max(need - resident / GIB, 1e-9)
+        least = guard.images if guard.on else 1  # that many of a prompt are drawn together
         whole = together if name == 'update' else 1
         possible = [
             d for d in range(whole, size, whole) if size % d == 0 and d * each % shards == 0
         ]
+        if name == 'evaluation':
+            possible = [d for d in possible if d >= least]
         smaller = max(
             [d for d in possible if d <= 0.9 * room * size], default=min(possible, default=size)
         )
         if smaller < size:
-            lines.append(f'{name}: config.{key}={smaller} instead of {size}')
+            now = config.eval.batch if name == 'evaluation' else size
+            lines.append(f'{name}: config.{key}={smaller} instead of {now}')
         elif name == 'update' and whole > 1:
             lines.append(
                 f'update: config.optim.microbatch={size} holds one whole group, as loss.kind='

@@ -69,7 +69,7 @@ def _batches(config: ConfigDict, shards: int, share: float) -> dict:
     """The batches that divide over the shards and are at most `share` of the configuration's; the
     smallest if none is.
     """
-    r = config.rollout
+    r, least = config.rollout, config.guard.images if config.guard.on else 1
     possible = {
         'rollout.prompts_per_batch': [
             p
@@ -80,7 +80,9 @@ def _batches(config: ConfigDict, shards: int, share: float) -> dict:
             m for m in microbatches(config) if m % shards == 0 and m <= config.optim.microbatch
         ],
         'eval.batch': [
-            b for b in range(shards, config.eval.batch + 1, shards) if config.eval.batch % b == 0
+            b
+            for b in range(shards, config.eval.batch + 1, shards)
+            if config.eval.batch % b == 0 and b >= least
         ],
     }
     return {

@@ -141,7 +141,7 @@ def phases(
     if evaluations := probe_evaluations(config, schedule):  # a row for each prompt
         base = probed(config, schedule).base
         probe = make_probe(pipeline, config, schedule.sigmas, mesh, base=base)
-        asked = evaluations * work.velocity(r.prompts_per_batch)
+        asked = evaluations * work.velocity(rows_over(mesh, r.prompts_per_batch))
         found['probe'] = Phase(partial(probe.lower, *arguments[:6]), runs, asked)
     return {
         **found,

@@ -18,6 +18,7 @@ from densegrpo_jax.planning.advice import GIB, amount, unit
 from densegrpo_jax.planning.flops import count_flops, countable
 from densegrpo_jax.planning.lowering import Phase
 from densegrpo_jax.planning.topology import Topology, compiler_of
+from densegrpo_jax.runtime.mesh import rows_over
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings, with_shardings
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.session import Session
@@ -72,15 +73,16 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     model = Model(session, placed(policy), None, search_kernel_of(config))
     step, decoding = model.lowered(text, x)
     several = o.prompts * rows
+    computed = rows_over(mesh, several)  # what the network does not need fills its batch
 
     def velocity(transformer, policy, text, negative, x):
         network = countable(pipeline).velocity_fn(
             transformer, policy, text, m.guidance, m.height, m.width, negative=negative
         )
-        return network(x, jnp.full(several, 0.5))
+        return network(x, jnp.full(computed, 0.5))
 
-    flat = jax.ShapeDtypeStruct((several, *latent), jnp.float32)
-    texts = pipeline.conditioning_shapes(several)
+    flat = jax.ShapeDtypeStruct((computed, *latent), jnp.float32)
+    texts = pipeline.conditioning_shapes(computed)
     decode = lambda params, z: pipeline.decode(params, z, m.height, m.width)
     return Programs(
         {

@@ -150,7 +150,8 @@ def jackknifed(statistic: Callable[..., np.ndarray], arrays: list[np.ndarray]) -
 
 
 def measured_prompts(*arrays: np.ndarray) -> list[np.ndarray]:
-    """The columns [..., P'] of arrays [..., P] of which the first has values; all where it has none.
+    """The columns [..., P'] of arrays [..., P] that the first has values in; all if it has none.
+
     A prompt without two whole samples is no observation: counted as one it narrows the intervals.
     """
     kept = np.isfinite(arrays[0]).any(tuple(range(arrays[0].ndim - 1)))

@@ -87,6 +87,15 @@ def test_what_does_not_fit_is_said_with_a_way_out(result):
     assert 'IT DOES NOT FIT' in text and lines[0] in text
 
 
+def test_advice_for_an_evaluation_is_of_the_rows_that_it_draws():
+    config, one = small(), {'data': 1, 'fsdp': 1, 'tensor': 1}
+    config.eval.batch, config.data.eval_prompts = 192, 64
+    told = lambda gib: advice(config, parse('h100:1'), {'evaluation': gib}, 50 * 2**30, one)[0]
+    assert told(100.0) == 'evaluation: config.eval.batch=16 instead of 192'
+    config.guard.update(on=True, images=32)  # which eval.batch has to hold
+    assert told(1000.0) == 'evaluation: config.eval.batch=32 instead of 192'
+
+
 def test_advice_is_what_a_plan_takes(result):
     """Batches that divide over the mesh, a mesh of the devices that there are, no key that another
     one forbids, no line twice.
