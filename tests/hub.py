@@ -120,10 +120,15 @@ class Hub:
             sha = repository.sha('main')
             url = f'{self.url}/{name.partition("/")[2]}/commit/{sha}'
             return JSONResponse({'commitUrl': url, 'commitOid': sha, 'success': True})
-        revision = '/'.join(rest[1:]) if rest[:1] == ['revision'] else 'main'
+        revision = '/'.join(rest[1:]) if rest[:1] in (['revision'], ['tree']) else 'main'
         branch = repository.branch(revision.replace('%2F', '/'))
         if branch is None:
             return refused(404, 'Invalid rev id', 'RevisionNotFound')
+        if rest[:1] == ['tree']:
+            files = repository.branches[branch].items()
+            entry = lambda path, content: {'type': 'file', 'path': path, 'size': len(content)}
+            digest = lambda content: hashlib.sha1(content).hexdigest()
+            return JSONResponse([{**entry(*file), 'oid': digest(file[1])} for file in files])
         siblings = [{'rfilename': file} for file in sorted(repository.branches[branch])]
         about = {'id': name.partition('/')[2], 'private': repository.private, 'tags': []}
         return JSONResponse(about | {'sha': repository.sha(branch), 'siblings': siblings})
