@@ -39,12 +39,14 @@ class Repository:
 
 class Hub:
     """tokens: token -> (account, role). repositories: 'models/OWNER/NAME' -> Repository. asked:
-    every request, as 'METHOD path'. broken: words of paths that get status 500.
+    every request, as 'METHOD path'. broken: words of paths that get status 500. refusal: arguments
+    of `refused` that answer every request for a file.
     """
 
     def __init__(self):
         self.tokens = {'hf_write': ('ada', 'write'), 'hf_read': ('ada', 'read')}
         self.repositories, self.large, self.asked, self.broken = {}, {}, [], ()
+        self.refusal = None
         self.url = ''
 
     def add(self, kind, name, files, branch='main', private=False):
@@ -65,6 +67,8 @@ class Hub:
         if token and account is None:
             return refused(401, 'Invalid credentials in Authorization header')
         parts = path.strip('/').split('/')
+        if self.refusal and 'resolve' in parts:
+            return refused(*self.refusal)
         if path == '/api/whoami-v2':
             access = {'displayName': 'test', 'role': role}
             orgs = [{'name': 'lab', 'roleInOrg': 'write'}]
