@@ -39,12 +39,14 @@ class Repository:
 
 class Hub:
     """tokens: token -> (account, role). repositories: 'models/OWNER/NAME' -> Repository. asked:
-    every request, as 'METHOD path'. broken: words of paths that get status 500.
+    every request, as 'METHOD path'. broken: words of paths that get status 500. refusal: arguments
+    of `refused` that answer every request for a file.
     """
 
     def __init__(self):
         self.tokens = {'hf_write': ('ada', 'write'), 'hf_read': ('ada', 'read')}
         self.repositories, self.large, self.asked, self.broken = {}, {}, [], ()
+        self.refusal = None
         self.url = ''
 
     def add(self, kind, name, files, branch='main', private=False):
@@ -65,6 +67,8 @@ class Hub:
         if token and account is None:
             return refused(401, 'Invalid credentials in Authorization header')
         parts = path.strip('/').split('/')
+        if self.refusal and 'resolve' in parts:
+            return refused(*self.refusal)
         if path == '/api/whoami-v2':
             access = {'displayName': 'test', 'role': role}
             orgs = [{'name': 'lab', 'roleInOrg': 'write'}]
@@ -120,10 +124,15 @@ class Hub:
             sha = repository.sha('main')
             url = f'{self.url}/{name.partition("/")[2]}/commit/{sha}'
             return JSONResponse({'commitUrl': url, 'commitOid': sha, 'success': True})
-        revision = '/'.join(rest[1:]) if rest[:1] == ['revision'] else 'main'
+        revision = '/'.join(rest[1:]) if rest[:1] in (['revision'], ['tree']) else 'main'
         branch = repository.branch(revision.replace('%2F', '/'))
         if branch is None:
             return refused(404, 'Invalid rev id', 'RevisionNotFound')
+        if rest[:1] == ['tree']:
+            files = repository.branches[branch].items()
+            entry = lambda path, content: {'type': 'file', 'path': path, 'size': len(content)}
+            digest = lambda content: hashlib.sha1(content).hexdigest()
+            return JSONResponse([{**entry(*file), 'oid': digest(file[1])} for file in files])
         siblings = [{'rfilename': file} for file in sorted(repository.branches[branch])]
         about = {'id': name.partition('/')[2], 'private': repository.private, 'tags': []}
         return JSONResponse(about | {'sha': repository.sha(branch), 'siblings': siblings})

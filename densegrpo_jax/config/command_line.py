@@ -25,7 +25,7 @@ from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.of_run import told_otherwise, with_own_configuration
 from densegrpo_jax.config.reads import READS, REFUSE, WARN, check_reads
 from densegrpo_jax.config.unknown import check_key
-from densegrpo_jax.runtime import console, entry, paths
+from densegrpo_jax.runtime import console, entry, full_memory, paths
 from densegrpo_jax.runtime.backends import BACKENDS, HEARTBEAT_SECONDS
 from densegrpo_jax.runtime.leaving import leave
 
@@ -41,7 +41,7 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
     """Parses the flags, calls `main(flags.FLAGS)` and exits with the status that it returns.
 
     `UNUSABLE_ERRORS` become one line and status 2; any other exception is a fault of the program
-    and keeps its traceback.
+    and keeps its traceback, with what helps after it if a device's memory is full.
 
     Args:
       extra: the command takes arguments that are not flags, as `main(flags.FLAGS, arguments)`.
@@ -60,6 +60,7 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
             _refuse(error)
         except RuntimeError as error:
             if 'home directory' not in str(error):  # pathlib's, of ~NAME/folder
+                full_memory.explain(error)
                 raise
             _refuse(
                 f'a path begins with ~ and the name of a user whom this machine lacks ({error})'

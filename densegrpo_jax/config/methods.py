@@ -203,7 +203,9 @@ METHODS: Mapping[str, Method] = {
         'Ten noise levels a sample, uniform in (0, 1), are our choice. The recipe keeps its '
         'guidance, which policy and old policy then both have; the paper trains without '
         '(`model.guidance=1` on SD3.5). Schedules count iterations. A sample whose advantage is 0 '
-        'adds nothing. Not for Stable Diffusion 1.5, whose noise levels end within (0, 1).',
+        'adds nothing. Not for Stable Diffusion 1.5, whose noise levels end within (0, 1), nor for '
+        'models distilled to few steps (`flux2_klein_ocr`, `zimage_ocr`): its authors do not '
+        'support them, because the loss is that of flow matching; train the base.',
         'T; the update evaluates policy, old policy and reference at every noise level',
     ),
     'winners': Method(
@@ -220,7 +222,7 @@ METHODS: Mapping[str, Method] = {
         'The paper ranks answers of a language model and filters over all prompts; here every '
         'group of a prompt has its winner. With classifier-free guidance the guided velocity is '
         'fitted; `model.guidance=1` fits the plain one. SD1.5, which predicts the noise, is '
-        'refused.',
+        'refused. Like `nft`, not for models distilled to few steps.',
         'T; the update evaluates the microbatches with winners (all samples with `loss.beta` above '
         '0 or `loss.measure_kl`)',
     ),

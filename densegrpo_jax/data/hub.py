@@ -31,6 +31,12 @@ FORM = "'hf:OWNER/NAME', 'hf:OWNER/NAME:COLUMN' or 'hf:OWNER/NAME:COLUMN@SPLIT'"
 CONVERTED = 'refs/convert/parquet'
 # The split of data.train and of data.eval, unless the name says another.
 SPLITS = {'train': 'train', 'eval': 'test'}
+# What helps if the Hub refuses an account or its token.
+TOKEN = (
+    'If you may read it, renew the token (`hf auth login`; HF_TOKEN, where it is set, is used '
+    "instead), or, in its settings, give it 'Read access to contents of all public gated repos you "
+    "can access'"
+)
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 SHARD = re.compile(r'-(\d+)-of-(\d+)\.parquet$')
 
@@ -82,14 +88,17 @@ def find(repository: str) -> Listing:
     except (OSError, errors.HTTPError) as error:  # the latter of the Hub's HTTP library
         raise_if_local(error, repository)
         if record is None or not record.exists():
+            told = f'the data set {repository!r} is not on this machine and could not be fetched'
+            if answer := answered(error):
+                raise FileNotFoundError(f'{told}: {answer}') from None
             raise FileNotFoundError(
-                f'the data set {repository!r} is not on this machine and could not be fetched '
-                f'({type(error).__name__}: no network, or offline mode). Use it once on a machine '
-                'with network, or save it as a .parquet or .csv file and name that'
+                f'{told} ({type(error).__name__}: no network, or offline mode). Use it once on a '
+                'machine with network, or save it as a .parquet or .csv file and name that'
             ) from None
         found = _stored(record)
         logging.warning(
-            'the Hub cannot be reached; the data set %s is used as of its commit %s',
+            '%s; the data set %s is used as of its commit %s',
+            answered(error) or 'the Hub cannot be reached',
             repository,
             found.revision[:8],
         )
@@ -111,6 +120,29 @@ def raise_if_local(error: Exception, name: str) -> None:
     if not isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
         said = f'{error.strerror}, while {name!r} was fetched into the cache of Hugging Face'
         raise OSError(error.errno, said, error.filename) from None
+
+
+def answered(error: Exception) -> str:
+    """What the Hub answered to a request that ended in `error`, and the way out, in a sentence
+    without its end; '' if it did not answer.
+    """
+    for cause in (error, error.__cause__):  # a library that looks into its cache raises an own one
+        response = getattr(cause, 'response', None)
+        if response is None:
+            continue
+        status = response.status_code
+        said = getattr(cause, 'server_message', None) or response.reason_phrase
+        told = f'the Hub answered {status}: {" ".join(said.split())[:300]}'
+        if status in (401, 403):
+            return f'{told.rstrip(".")}. {TOKEN}'
+        return f'{told.rstrip(".")}. Try again later' if status == 429 or status >= 500 else told
+    return ''
+
+
+def in_brackets(error: Exception) -> str:
+    """`answered` as an addition to a sentence."""
+    answer = answered(error)
+    return answer and f' ({answer})'
 
 
 def _record(repository: str) -> pathlib.Path | None:
@@ -216,11 +248,13 @@ def _download(repository: str, file: str, revision: str) -> pathlib.Path:
         got = huggingface_hub.hf_hub_download(
             repository, file, repo_type='dataset', revision=revision
         )
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
+        raise FileNotFoundError(_refused(repository, error)) from None
     except (OSError, errors.HTTPError, errors.EntryNotFoundError) as error:
         raise_if_local(error, repository)
         raise FileNotFoundError(
             f'{file} of the data set {repository!r} is not on this machine and could not be '
-            f'fetched ({type(error).__name__}); try again with network'
+            f'fetched: {answered(error) or f"{type(error).__name__}; try again with network"}'
         ) from None
     return pathlib.Path(got)
 
@@ -228,12 +262,12 @@ def _download(repository: str, file: str, revision: str) -> pathlib.Path:
 def _refused(repository: str, error: Exception) -> str:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f'the data set {repository!r} asks you to accept its terms first: do so on its page, '
-            'run `hf auth login`, and retry'
-        )
-    return (
-        f'the data set {repository!r} does not exist on Hugging Face, or is private: check the '
-        'name, or run `hf auth login` with an account that may read it'
+    way = (
+        'does not exist on Hugging Face, or is private: check the name, or run `hf auth login` '
+        'with an account that may read it'
     )
+    if isinstance(error, errors.GatedRepoError):
+        way = (
+            'asks you to accept its terms first: do so on its page, run `hf auth login`, and retry'
+        )
+    return f'the data set {repository!r} {way}{in_brackets(error)}'

@@ -49,21 +49,23 @@ def pixel_embedding(images: np.ndarray) -> np.ndarray:
 
 
 def embedding_folder(name: str) -> pathlib.Path | None:
-    """The folder of the CLIP that `make_embedding` loads; None for 'pixels'. Raises its errors, as
-    far as the names of files tell.
+    """The folder of the CLIP that `make_embedding` loads; None for 'pixels'. Raises its errors but
+    those of the weights.
     """
     if name == 'pixels':
         return None
     from densegrpo_jax.pipelines import clip
     from densegrpo_jax.pipelines.weights.hub import find_folder
 
-    return find_folder(
+    found = functools.partial(
+        find_folder,
         name,
         option='eval.embedding',
         holds=f"'pixels' or {clip.HOLDS}",
         example='openai/clip-vit-large-patch14',
-        files=(*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES),
     )
+    clip.read_clip(found(files=clip.PROCESSOR_FILES), text=False)  # else gigabytes come first
+    return found(files=clip.FILES)
 
 
 def make_embedding(name: str) -> Embed:

@@ -33,7 +33,7 @@ from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE, calibrated_table
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import Checked, check, load
+from densegrpo_jax.sampling.session import Checked, check_parts, check_weights, load
 
 
 def evaluate(
@@ -72,10 +72,11 @@ def evaluate(
     if (panel := load_panel_prompts(config)) is not None:
         also['prompts of eval.panel_prompts'] = content_hash(panel)
     needs = ('test', 'schedule') if config.noise.psi_path else ('test',)
-    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=needs, also=also)
+    checked = check_parts(config, mesh or make_mesh(config.mesh), stop, needs=needs)
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
         check_prompts(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
+    check_weights(checked, needs=needs, also=also)
     count = _measured(config, policies, kl_prompts)
     trained = any(chosen.workdir is not None for chosen in policies)
     base, adapters = checked.base_digest if trained else None, {}

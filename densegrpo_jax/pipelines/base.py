@@ -179,6 +179,10 @@ class Pipeline:
         """Whether sampling at this guidance needs the conditioning of the empty prompt."""
         return self.GUIDANCE == 'cfg' and guidance != 1
 
+    def distilled(self, guidance: float, steps: int) -> bool:
+        """Whether the model is one of few steps, as its files, or such rollouts of it, tell."""
+        return False
+
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """The input of `encode` for B prompts, as the Diffusers pipeline makes it: what each text
         encoder reads (`TextEncoder.tokenize`), one after the other.

@@ -37,6 +37,7 @@ PROCESSOR_FILES = (
     'vocab.json',
     'merges.txt',
 )
+FILES = (*PROCESSOR_FILES, *WEIGHT_FILES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,11 @@ class FluxPipeline(PackedPipeline):
         context = self.modules['text_encoder_2'].apply({'params': params['text_encoder_2']}, t5_ids)
         return {'context': context, 'pooled': pooled}
 
+    def distilled(self, guidance, steps):
+        """FLUX.1-schnell, whose grid does not depend on the size either."""
+        dynamic = self.scheduler.get('use_dynamic_shifting', False)
+        return not (self.transformer.config.guidance_embeds or dynamic)
+
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         img_ids = latent_image_ids(height, width)
         txt_ids = np.zeros((conditioning['context'].shape[1], 3), np.float32)

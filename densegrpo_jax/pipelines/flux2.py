@@ -133,6 +133,9 @@ class Flux2KleinPipeline(PackedPipeline):
         """A distilled model ignores guidance."""
         return super().takes_negative(guidance) and not self.options['is_distilled']
 
+    def distilled(self, guidance, steps):
+        return self.options['is_distilled']
+
     def encode(self, params: dict, ids: jax.Array, mask: jax.Array) -> Conditioning:
         """The chosen layers' states of a token, side by side."""
         states = self.modules['text_encoder'].apply({'params': params['text_encoder']}, ids, mask)

@@ -36,6 +36,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     cls.CLASS_NAME: cls
     for cls in (FluxPipeline, Flux2KleinPipeline, ZImagePipeline, Sd3Pipeline, Sd15Pipeline)
 }
+WEIGHTS = '*.safetensors'
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
 
 
@@ -53,9 +54,11 @@ def folders(kind: type[Pipeline]) -> list[str]:
     ]
 
 
-def resolve_folder(name: str) -> pathlib.Path:
+def resolve_folder(name: str, *, weights: bool = True) -> pathlib.Path:
     """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature in
     the package, or the Hugging Face repository of that id, downloaded or cached.
+
+    weights: False downloads only what `open_pipeline` reads, a few MB, into the same folder.
 
     Raises:
       FileNotFoundError: neither exists; the message says what to do.
@@ -77,7 +80,7 @@ def resolve_folder(name: str) -> pathlib.Path:
         holds=f'a Diffusers folder with {layout()}',
         example='black-forest-labs/FLUX.1-dev',
         files=['model_index.json', *(f'{c}/*' for c in sorted(components))],
-        ignored=['*.bin', '*.onnx*', '*.msgpack', '*.fp16*'],
+        ignored=['*.bin', '*.onnx*', '*.msgpack', '*.fp16*', *([] if weights else [WEIGHTS])],
     )
 
 

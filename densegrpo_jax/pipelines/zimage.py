@@ -86,6 +86,10 @@ class ZImagePipeline(Pipeline):
         context = jnp.take_along_axis(states[:, :, 0], order[..., None], axis=1)
         return {'context': context, 'mask': jnp.take_along_axis(mask, order, axis=1)}
 
+    def distilled(self, guidance, steps):
+        """Files of Z-Image-Turbo differ from the base's by their weights alone."""
+        return guidance == 1 and steps <= 8
+
     def diffusers_guidance(self, guidance):
         return guidance - 1
 

@@ -38,10 +38,18 @@ from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PREFLIGHT, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import content_hash
-from densegrpo_jax.sampling.session import Checked, Session, check, load, start_policy
+from densegrpo_jax.sampling.session import (
+    Checked,
+    Session,
+    check_parts,
+    check_weights,
+    load,
+    start_policy,
+)
 from densegrpo_jax.sampling.state import start_digest
 from densegrpo_jax.search.model import Model
 
+NEEDS = ('train', 'test', 'schedule', 'start')
 SHOWN = 6  # prompts with pictures
 
 
@@ -69,7 +77,7 @@ def run(
     files = FILE, page.FILE, page.PAGE
     claim(out, files, ('images', 'text'), hosts=stop.communicator.hosts)
     also = {'--prompts': prompts, '--group': group, '--completions': [*coarse]}
-    checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'), also=also)
+    checked = check_parts(config, mesh, stop, needs=NEEDS)
     schedule = checked.schedule
     if not kernel_of(config).noisy:
         raise ValueError(
@@ -78,6 +86,7 @@ def run(
         )
     check_batch(mesh, group, '--group')
     guarded = check_guard(checked)
+    check_weights(checked, needs=NEEDS, also=also)
     chosen = some_prompts(checked.train, prompts, config.seed, STREAM_PREFLIGHT)
     _, mine = own_credit(config)
     counts = sorted({0, *(n for n in coarse if n < config.rollout.steps), mine.completion_steps})

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config.command_line import UNUSABLE, UNUSABLE_ERRORS, said
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
+from densegrpo_jax.runtime import full_memory
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import only_writer
 from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed
@@ -142,5 +143,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, UNUSABLE_ERRORS):
         logging.error('%s', said(error))
         return UNJOINED if isinstance(error, NotJoined) else UNUSABLE
+    if isinstance(error, RuntimeError):
+        full_memory.explain(error)
     logging.exception('this process failed; the others stop when they notice')
     return 1

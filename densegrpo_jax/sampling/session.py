@@ -2,7 +2,8 @@
 
 `check` checks names, numbers and the headers of files, in seconds; `load` then encodes the prompts
 and reads the weights, which may take minutes. Between the two nothing large is in memory, and a
-command can say what it is about to do.
+command can say what it is about to do. `check` has two parts, `check_parts` and `check_weights`:
+between them is the download of a base that is not on this machine.
 """
 
 from __future__ import annotations
@@ -105,9 +106,10 @@ def _with_guidance(config, pipeline: Pipeline) -> Pipeline:
 
 def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
     """The folder that `config.model` names and its pipeline, with the adapters that `config`
-    trains; reads no weights.
+    trains; neither fetches nor reads weights.
     """
-    options, folder = network_options(config, mesh), resolve_folder(config.model.path)
+    options = network_options(config, mesh)
+    folder = resolve_folder(config.model.path, weights=False)
     return folder, _with_guidance(config, open_pipeline(folder, **options))
 
 
@@ -119,7 +121,7 @@ def open_shapes(config, mesh: Mesh) -> Pipeline:
     pipeline = (
         released_pipeline(name, **options)
         if name in released()
-        else open_pipeline(resolve_folder(name), **options)
+        else open_pipeline(resolve_folder(name, weights=False), **options)
     )
     return _with_guidance(config, pipeline)
 
@@ -221,35 +223,51 @@ def check(
     also: Mapping[str, object] = {},
     own_code: str = REFUSE,
 ) -> Checked:
-    """Opens a configuration without loading anything.
+    """Opens a configuration without loading anything: `check_parts`, then `check_weights`."""
+    checked = check_parts(config, mesh, stop, needs=needs, own_code=own_code)
+    check_weights(checked, needs=needs, also=also)
+    return checked
+
+
+def check_parts(
+    config,
+    mesh: Mesh,
+    stop: StopRequest | None = None,
+    *,
+    needs: Collection[str] = (),
+    own_code: str = REFUSE,
+) -> Checked:
+    """The part of `check` without the base's weights, which may have to be fetched for an hour: of
+    a base that is not on this machine only small files are. No use before `check_weights`, except
+    for further checks.
 
     Args:
       stop: of the run; None: one that nothing sets, for this process alone.
       needs: what will be used in addition to the base model. 'train', 'test': the prompt sets, with
         the reward, which checks that it can score them. 'schedule': rollouts. 'process_reward':
         those of training. 'start': a policy that training starts from (`state.start_state`).
-      also: what else must be alike in all processes of the run, as JSON values: a command's own
-        flags, and the checkpoint that each of them has found.
       own_code: of `Checked`.
 
     Raises:
-      ValueError, FileNotFoundError: the settings, the model folder (its weights are checked by the
-        files' headers) or something in `needs` cannot be used, or they do not fit each other; or
-        the processes of the run were not started alike.
+      ValueError, FileNotFoundError: the settings, the model folder or something in `needs` cannot
+        be used, or they do not fit each other.
     """
     validate(config)
     if config.text_cache and (found := folder_problem(config.text_cache)):
         raise ValueError(f'text_cache: {found}')
-    # first what is on this machine: the base model may have to be fetched
+    # what costs least comes first: a reward may fetch its own weights
     sets = {name: load_prompts(config, split) for name, split in SETS.items() if name in needs}
     folder, pipeline = open_base(config, mesh)
-    check_files(folder, pipeline, transformer_file=config.model.transformer_file)
+    if (lora := pipeline.transformer.lora) is not None:
+        lora.select(pipeline.adapter_names())
+    if file := config.model.transformer_file:
+        check_params(folder, pipeline, ['transformer'], transformer_file=file)
     if 'start' in needs:
         check_start(config, pipeline)
     checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline, own_code=own_code)
     vars(checked).update(sets)
     for name in needs:
-        if name != 'start':
+        if name not in ('start', 'process_reward'):
             getattr(checked, name)
     if 'test' in needs and config.eval.best not in checked.reward.names:
         raise ValueError(
@@ -260,11 +278,39 @@ def check(
         checked.reward.check(*columns(prompts))
         check_prompts(pipeline, prompts, f'data.{SETS[name]}')
     drawing_grid(pipeline, config, config.eval.steps)
-    check_params(folder, pipeline, transformer_file=config.model.transformer_file)
-    if checked.hosts.count > 1:
-        alike = {**_opened(checked, needs), '--own_code': own_code, **also}
-        check_alike(checked.hosts, config, alike)
     return checked
+
+
+def check_weights(
+    checked: Checked, *, needs: Collection[str] = (), also: Mapping[str, object] = {}
+) -> None:
+    """The rest of `check`: fetches the base's weights unless they are there, and checks them by the
+    files' headers.
+
+    Args:
+      needs: of `check_parts`.
+      also: what else must be alike in all processes of the run, as JSON values: a command's own
+        flags, and the checkpoint that each of them has found.
+
+    Raises:
+      ValueError, FileNotFoundError: the weights or the process reward cannot be used, or the
+        processes of the run were not started alike.
+    """
+    config, folder, pipeline = checked.config, checked.folder, checked.pipeline
+    if (fetched := resolve_folder(config.model.path)) != folder:
+        raise ValueError(
+            f'model.path={config.model.path!r} was changed on Hugging Face meanwhile: {folder} was '
+            f'opened, and the weights are in {fetched}; start again'
+        )
+    file = config.model.transformer_file
+    check_files(folder, pipeline, transformer_file=file)
+    if 'process_reward' in needs:
+        checked.process_reward  # noqa: B018 (a probe's base is compared by its weights)
+    others = [name for name in pipeline.modules if name != 'transformer' or not file]
+    check_params(folder, pipeline, others)
+    if checked.hosts.count > 1:
+        alike = {**_opened(checked, needs), '--own_code': checked.own_code, **also}
+        check_alike(checked.hosts, config, alike)
 
 
 def _opened(checked: Checked, needs: Collection[str]) -> dict:

@@ -116,7 +116,7 @@ def main(flag) -> int:
     from densegrpo_jax.sampling.conditioning import check_prompts, content_hash
     from densegrpo_jax.sampling.execution import execute
     from densegrpo_jax.sampling.loading import find_step, load_policy
-    from densegrpo_jax.sampling.session import check, load
+    from densegrpo_jax.sampling.session import check_parts, check_weights, load
     from densegrpo_jax.search.record import FILES, FOLDERS
     from densegrpo_jax.search.run import (
         check_results,
@@ -139,12 +139,14 @@ def main(flag) -> int:
         prompts = chosen_prompts(config, flag.prompt, flag.prompts, flag.count)
         also = {'--checkpoint': step, 'prompts': content_hash(PromptSet(tuple(prompts)))}
         also['images of --from'] = None if images is None else images_hash(images)
-        checked = check(config, mesh, stop, needs=('schedule', 'reward'), also=also)
+        needs = ('schedule', 'reward')
+        checked = check_parts(config, mesh, stop, needs=needs)
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_prompts(checked.pipeline, PromptSet(tuple(prompts)), given)
         unseen_rewards(checked, prompts)
         make_budget(checked, 0 if images is None else len(images))
+        check_weights(checked, needs=needs, also=also)
         policy = None
         if run:
             policy, _ = load_policy(

@@ -140,6 +140,21 @@ def near_rounding(config, elements: int) -> str:
     )
 
 
+def off_the_grid(config, pipeline: Pipeline) -> str:
+    """A warning if the loss trains a distilled model at noise levels that it does not use; ''
+    otherwise.
+    """
+    few = pipeline.distilled(config.model.guidance, config.rollout.steps)
+    if loss_of(config).batch != CLEAN or not few:
+        return ''
+    return (
+        f'loss.kind={config.loss.kind!r} trains the velocity at all noise levels, and this seems '
+        'to be a model distilled to few steps: others saw images of such models blur in a training '
+        'of this kind, while the score rose. Watch the held-out images, train the base that it '
+        'was distilled from, or use a method that trains transitions, such as method=flow_grpo'
+    )
+
+
 def crowded(config, shards: int) -> str:
     """A warning if a microbatch puts more rows on a device than it is known to hold; '' otherwise.
     shards: devices that share a batch.
@@ -303,6 +318,7 @@ def announce(
     warnings = (
         too_much(need, mesh.local_devices[0], config.full),
         near_rounding(config, elements),
+        off_the_grid(config, pipeline),
         crowded(config, batch_shards(mesh)),
         *map(str, unread(config)),
     )

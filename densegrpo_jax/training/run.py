@@ -37,7 +37,7 @@ from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import Checked, check, load, start_policy
+from densegrpo_jax.sampling.session import Checked, check_parts, check_weights, load, start_policy
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.ahead import Ahead
@@ -97,7 +97,7 @@ def run(
         check_page(workdir / FOLDER)
     check_trackers(config.log.report_to, workdir)
     check_keys(config, workdir, hosts)
-    checked = check(config, mesh, stop, needs=NEEDS, own_code=own_code)
+    checked = check_parts(config, mesh, stop, needs=NEEDS, own_code=own_code)
     if r.prompts > len(checked.train):
         raise ValueError(
             f'rollout.prompts={r.prompts}, but data.train={config.data.train!r} has '
@@ -108,6 +108,7 @@ def run(
     guarded = check_guard(checked)
     try_parts(config, checked.schedule)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
+    check_weights(checked, needs=NEEDS)
     tx = optimiser(config, checked.pipeline.transformer)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
     done, changed = check_earlier(checked, shapes, workdir)

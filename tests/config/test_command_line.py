@@ -9,12 +9,16 @@ import pathlib
 import re
 import subprocess
 import sys
+import traceback
 
 import pytest
 from absl import app, flags
+from jax.errors import JaxRuntimeError
 
 from densegrpo_jax.config import command_line
+from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.rewards import build_reward
+from densegrpo_jax.sampling import execution
 from experiments import reproduce
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -403,6 +407,24 @@ def test_what_would_be_ignored_is_an_error(command, given, message):
         timeout=120,
     )
     assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_what_helps_stands_after_the_traceback_of_a_full_device(typed, caplog):
+    def main(flag):
+        raise JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.')
+
+    with pytest.raises(JaxRuntimeError) as told:
+        typed(f'--config={TINY}', main=main)
+    *_, last = traceback.format_exception(told.value)
+    assert 'nvidia-smi' in last and 'densegrpo plan' in last
+    assert 'optim.microbatch' in last and 'rollout.prompts_per_batch' in last
+    assert {key for key in re.findall(r'[a-z]+\.[a-z_]+', last) if key != 'local.sh'} <= {*KEYS}
+    for error in ('RESOURCE_EXHAUSTED', 'INTERNAL'):
+        try:
+            raise JaxRuntimeError(error)
+        except JaxRuntimeError as raised:
+            execution._report(raised)  # in one process of several
+    assert caplog.text.count('nvidia-smi') == 1
 
 
 @pytest.mark.parametrize(

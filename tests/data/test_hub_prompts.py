@@ -158,6 +158,40 @@ def test_a_private_data_set_needs_the_token(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    'refusal, message',
+    [
+        ((403, 'Please enable access to public gated repositories'), ': the Hub answered 403: '),
+        ((403, 'Please enable access to public gated repositories', 'GatedRepo'), 'terms|licence'),
+        ((451, 'Unavailable for legal reasons'), ': the Hub answered 451: '),
+        (None, ': the Hub answered 401: '),  # an expired token
+    ],
+)
+def test_the_hub_is_quoted_if_it_refuses(refusal, message, server, monkeypatch):
+    server.add('datasets', 'ada/prompts', {'train.parquet': parquet(prompt=['a'])})
+    server.add('models', 'ada/m', {'config.json': b'{}'})
+    server.refusal = refusal
+    if refusal is None:
+        monkeypatch.setenv('HF_TOKEN', 'hf_expired')
+    said = refusal[1] if refusal else 'Invalid credentials in Authorization header'
+    for use in (
+        lambda: texts('hf:ada/prompts'),
+        lambda: find_folder('ada/m', option='o', holds='h', example='e', files=['*']),
+    ):
+        with pytest.raises(FileNotFoundError, match=message) as told:
+            use()
+        assert said in str(told.value) and 'no network' not in str(told.value)
+        assert ('renew the token' in str(told.value)) == (refusal is None or refusal[0] == 403)
+
+
+def test_an_expired_token_is_named_although_an_earlier_listing_serves(server, monkeypatch, caplog):
+    server.add('datasets', 'ada/prompts', {'train.parquet': parquet(prompt=['a'])})
+    assert texts('hf:ada/prompts') == ['a']
+    monkeypatch.setenv('HF_TOKEN', 'hf_expired')
+    assert texts('hf:ada/prompts') == ['a']
+    assert 'answered 401: Invalid credentials' in caplog.text and 'as of its commit' in caplog.text
+
+
+@pytest.mark.parametrize(
     'file, split',
     [
         ('data/train-00000-of-00001.parquet', 'train'),

@@ -5,11 +5,12 @@ the keys that lower it.
 import types
 
 import jax
+import pytest
 
-from configs import flux_ocr, tiny_geneval, tiny_ocr
+from configs import flux2_klein_ocr, flux_ocr, tiny_geneval, tiny_ocr, zimage_ocr, zimage_pickscore
 from densegrpo_jax.guard.check import check_guard
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.session import check
+from densegrpo_jax.sampling.session import check, open_shapes
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 from densegrpo_jax.training import announce
 from densegrpo_jax.training.geometry import samples_at_once
@@ -93,6 +94,26 @@ def test_a_clip_range_below_the_rounding_of_log_ratios_is_said():
     assert 'may reach 1e-05' in said
     config.loss.clip_range = 1e-4
     assert announce.near_rounding(config, 65536) == ''
+
+
+@pytest.mark.parametrize(
+    'recipe, model, few',
+    [
+        (flux2_klein_ocr, '', True),
+        (flux2_klein_ocr, 'black-forest-labs/FLUX.2-klein-base-4B', False),
+        (zimage_ocr, '', True),
+        (zimage_pickscore, '', False),
+        (flux_ocr, '', False),
+        (flux_ocr, 'black-forest-labs/FLUX.1-schnell', True),
+    ],
+)
+def test_a_distilled_model_at_all_noise_levels_is_said(recipe, model, few):
+    for method, clean in (('nft', True), ('winners', True), ('flow_grpo', False)):
+        config = recipe.get_config(f'devices=1,method={method}')
+        config.model.path = model or config.model.path
+        pipeline = open_shapes(config, make_mesh(config.mesh, jax.devices()[:1]))
+        said = announce.off_the_grid(config, pipeline)
+        assert ('distilled to few steps' in said) == (few and clean)
 
 
 def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):

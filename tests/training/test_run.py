@@ -201,7 +201,7 @@ def test_the_score_to_choose_by_must_exist(folder, tmp_path):
 def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path, monkeypatch):
     run(make_config(folder, iterations=2), tmp_path, one_device(), StopRequest())
     # before a base is looked for, which may be fetched first
-    monkeypatch.setattr('densegrpo_jax.training.run.check', None)
+    monkeypatch.setattr('densegrpo_jax.training.run.check_parts', None)
     kept = (tmp_path / 'config.json').read_text()
     with pytest.raises(
         ValueError, match='iterations=1: the run in .* has 2 already; give at least 2'

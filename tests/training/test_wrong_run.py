@@ -162,7 +162,7 @@ def test_a_run_continues_on_the_weights_that_it_began_with(own, monkeypatch):
     assert 'weights' not in str(elsewhere.value)
     other_weights(base / 'transformer' / WEIGHTS)
     config.model.path = path
-    monkeypatch.setattr('densegrpo_jax.sampling.session.resolve_folder', lambda name: base)
+    monkeypatch.setattr('densegrpo_jax.sampling.session.resolve_folder', lambda name, **_: base)
     with pytest.raises(CheckpointMismatch, match='weights of the base: '):
         train(config, workdir)
 

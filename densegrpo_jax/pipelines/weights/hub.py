@@ -4,7 +4,7 @@ import fnmatch
 import pathlib
 from collections.abc import Sequence
 
-from densegrpo_jax.data.hub import raise_if_local
+from densegrpo_jax.data.hub import answered, in_brackets, raise_if_local
 from densegrpo_jax.runtime.reading import missing
 
 
@@ -48,21 +48,17 @@ def find_folder(
             )
         )
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-        gated = isinstance(error, errors.GatedRepoError)
-        raise FileNotFoundError(
-            f'the repository {name!r} '
-            + (
-                (
-                    'asks you to accept its licence first: do so on its page, run `hf auth login`, '
-                    'and retry'
-                )
-                if gated
-                else (
-                    'does not exist on Hugging Face, or is private: check the id, or run `hf auth '
-                    'login` with an account that may read it'
-                )
+        way = (
+            'does not exist on Hugging Face, or is private: check the id, or run `hf auth login` '
+            'with an account that may read it'
+        )
+        if isinstance(error, errors.GatedRepoError):
+            way = (
+                'asks you to accept its licence first: do so on its page, run `hf auth login`, and '
+                'retry'
             )
-        ) from None
+        told = f'the repository {name!r} {way}{in_brackets(error)}'
+        raise FileNotFoundError(told) from None
     except (
         errors.HfHubHTTPError,
         errors.LocalEntryNotFoundError,
@@ -70,9 +66,11 @@ def find_folder(
         OSError,
     ) as error:
         raise_if_local(error, name)
+        told = f'the weights {name!r} are not on this machine and could not be fetched'
+        if answer := answered(error):
+            raise FileNotFoundError(f'{told}: {answer}') from None
         raise FileNotFoundError(
-            f'the weights {name!r} are not on this machine and could not be fetched '
-            f'({type(error).__name__}: no network, or offline mode). Fetch them on a '
+            f'{told} ({type(error).__name__}: no network, or offline mode). Fetch them on a '
             f'machine with network (accept the licence on its page, `hf auth login`, `hf download '
             f'{name} --local-dir DIR`) and pass --config.{option}=DIR, {holds}'
         ) from None

@@ -75,8 +75,7 @@ class ClipReward:
         if dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"{self.name}.dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
         at_least_one(self.name, batch_size=batch_size)
-        files = clip.PROCESSOR_FILES if weights else (*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES)
-        folder = self._find('path', path, clip.HOLDS, files)
+        folder = self._find('path', path, clip.HOLDS, clip.PROCESSOR_FILES)
         tokenizer = (
             self._find('processor', processor, clip.HOLDS_PROCESSOR, clip.PROCESSOR_FILES)
             if processor
@@ -85,6 +84,8 @@ class ClipReward:
         self.clip = clip.read_clip(
             folder, tokenizer, text=text, geometry=geometry, dtype=jnp.dtype(dtype)
         )
+        if weights is None:  # now that it is known to be a CLIP
+            folder = self._find('path', path, clip.HOLDS, clip.FILES)
         self._source, self._load = weights or folder, clip.load_params
         clip.check_params(self.clip, self._source)
         devices = jax.local_devices()
