@@ -5,8 +5,7 @@ HELP = (
     'while one trains, a second command on the same GPU has no room. What lowers the need: smaller '
     'optim.microbatch, rollout.prompts_per_batch or eval.batch, model.quantize=int8 or nf4, '
     'model.remat=full, and mesh.fsdp over several devices. `densegrpo plan --config=RECIPE '
-    '--topology=cards:1` says what fits on which card. JAX takes 75 % of a GPU unless '
-    'XLA_PYTHON_CLIENT_MEM_FRACTION=0.93, which launch/local.sh sets, says more'
+    '--topology=cards:1` says what fits on which card'
 )
 
 
