@@ -97,11 +97,7 @@ def check_guard(checked: Checked) -> Part | None:
             f'guard.on=True measures on {count} different prompts, and on fewer than {FEWEST} it '
             f'finds no fall: {way}'
         )
-    if g.images > config.eval.batch:
-        raise ValueError(
-            f'guard.images={g.images} of a prompt are sampled together: raise eval.batch='
-            f'{config.eval.batch} to at least that'
-        )
+    check_images(config)
     if g.action == BRAKE and g.brake == BETA and not config.loss.beta:
         raise ValueError(
             "guard.brake='beta' divides loss.beta by guard.factor, and loss.beta is 0: set "
@@ -110,6 +106,18 @@ def check_guard(checked: Checked) -> Part | None:
     if g.images > 1:
         embedding_folder(config.eval.embedding)
     return part
+
+
+def check_images(config) -> None:
+    """Raises ValueError if the guard samples more images of a prompt than an evaluation takes
+    together.
+    """
+    g = config.guard
+    if g.on and g.images > config.eval.batch:
+        raise ValueError(
+            f'guard.images={g.images} of a prompt are sampled together: raise eval.batch='
+            f'{config.eval.batch} to at least that'
+        )
 
 
 def open_record(checked: Checked, part: Part, workdir: pathlib.Path) -> Record | None:

@@ -96,6 +96,13 @@ def test_a_ladder_changes_memory_and_speed_alone():
     assert len(steps) == len({tuple(step.items()) for step in steps})
 
 
+def test_an_evaluation_of_a_ladder_holds_the_images_of_a_guard():
+    config = flux_ocr.get_config('devices=1')
+    config.guard.update(on=True, images=5)
+    for step in cards.ladder(config, 1):
+        assert step.get('eval.batch', config.eval.batch) >= 5
+
+
 def test_batches_of_a_ladder_divide_over_the_mesh():
     for step in cards.ladder(flux_ocr.get_config('devices=8'), 8):
         assert step.get('optim.microbatch', 8) % 8 == 0 and step.get('eval.batch', 8) % 8 == 0

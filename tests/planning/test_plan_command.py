@@ -164,10 +164,17 @@ def test_operations_follow_the_configuration():
     assert referenced['update'] == pytest.approx(1.5 * dense['update'])
 
 
-def test_geometry_is_checked_first():
+@pytest.mark.parametrize(
+    ('changes', 'key'),
+    [
+        ({'rollout.prompts_per_batch': 1}, 'rollout.prompts_per_batch'),
+        ({'guard.on': True, 'guard.images': 9}, 'guard.images=9 .*raise eval.batch=8'),
+    ],
+)
+def test_geometry_is_checked_first(changes, key):
     config = small()
-    config.rollout.prompts_per_batch = 1
-    with pytest.raises(ValueError, match='rollout.prompts_per_batch'):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=key):
         plan(config, parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
 
 
