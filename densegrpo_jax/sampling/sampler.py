@@ -5,6 +5,7 @@ sampler for evaluation.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -91,13 +92,15 @@ def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, axis))
 
 
-def filled_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Arrays whose last row is repeated until the axis divides over the mesh's batch axes. Else
-    every device would compute all of the batch; whoever calls it leaves the further rows out.
+def filled_rows(tree: Any, mesh: Mesh, axis: int = 0, parts: int = 1) -> Any:
+    """Arrays whose last row is repeated until each of equal `parts` of the axis divides over the
+    mesh's batch axes. Else every device would compute all of a part; whoever calls it leaves the
+    further rows out.
     """
 
     def filled(x):
-        more = rows_over(mesh, x.shape[axis]) - x.shape[axis]
+        count = x.shape[axis]
+        more = parts * rows_over(mesh, math.ceil(count / parts)) - count
         if not more:
             return x
         last = jax.lax.slice_in_dim(x, -1, None, axis=axis)

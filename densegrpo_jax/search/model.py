@@ -49,21 +49,20 @@ def _programs(of: _Same, mesh: Mesh, size: tuple[int, int], guidance: float, mos
     def velocity(params, policy, negative, text, x, s):
         split = lambda rows: split_rows(rows, mesh)
         count = x.shape[0] * x.shape[1]
+        parts = math.ceil(count / most)
         of_all = repeat_rows(text, x.shape[1]), x.reshape(-1, *x.shape[2:])
+        of_all = filled_rows(of_all, mesh, parts=parts)
 
         def some(part):
-            text, rows = jax.tree.map(split, filled_rows(part, mesh))
+            text, rows = jax.tree.map(split, part)
             network = pipeline.velocity_fn(
                 params['transformer'], policy, text, guidance, *size, negative=negative
             )
             return network(rows, jnp.broadcast_to(s, rows.shape[:1]))
 
-        parts = math.ceil(count / most)
         if parts == 1:
             return some(of_all)[:count].reshape(x.shape)
-        each = rows_over(mesh, math.ceil(count / parts))
-        last = lambda a: jnp.repeat(a[-1:], parts * each - count, axis=0)
-        cut = lambda a: jnp.concatenate([a, last(a)]).reshape(parts, each, *a.shape[1:])
+        cut = lambda a: a.reshape(parts, -1, *a.shape[1:])
         v = jax.lax.map(some, jax.tree.map(cut, of_all))
         return v.reshape(-1, *x.shape[2:])[:count].reshape(x.shape)
 
