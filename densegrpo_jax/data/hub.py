@@ -6,12 +6,9 @@ without network later.
 
 from __future__ import annotations
 
-import errno
 import json
 import pathlib
 import re
-import socket
-import ssl
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +17,7 @@ from absl import logging
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.data.tables import read_parquet, table_prompts
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.hub_errors import answered, not_fetched, raise_if_local, refused
 from densegrpo_jax.runtime.reading import read_json
 
 PREFIX = 'hf:'
@@ -31,13 +29,6 @@ FORM = "'hf:OWNER/NAME', 'hf:OWNER/NAME:COLUMN' or 'hf:OWNER/NAME:COLUMN@SPLIT'"
 CONVERTED = 'refs/convert/parquet'
 # The split of data.train and of data.eval, unless the name says another.
 SPLITS = {'train': 'train', 'eval': 'test'}
-# What helps if the Hub refuses an account or its token.
-TOKEN = (
-    'If you may read it, renew the token (`hf auth login`; HF_TOKEN, where it is set, is used '
-    "instead), or, in its settings, give it 'Read access to contents of all public gated repos you "
-    "can access'"
-)
-_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 SHARD = re.compile(r'-(\d+)-of-(\d+)\.parquet$')
 
 
@@ -84,17 +75,16 @@ def find(repository: str) -> Listing:
     try:
         found = _ask(huggingface_hub.HfApi(), repository)
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-        raise FileNotFoundError(_refused(repository, error)) from None
+        raise refused(f'the data set {repository!r}', error, 'terms', 'name') from None
     except (OSError, errors.HTTPError) as error:  # the latter of the Hub's HTTP library
         raise_if_local(error, repository)
         if record is None or not record.exists():
             told = f'the data set {repository!r} is not on this machine and could not be fetched'
-            if answer := answered(error):
-                raise FileNotFoundError(f'{told}: {answer}') from None
-            raise FileNotFoundError(
-                f'{told} ({type(error).__name__}: no network, or offline mode). Use it once on a '
-                'machine with network, or save it as a .parquet or .csv file and name that'
-            ) from None
+            way_out = (
+                'Use it once on a machine with network, or save it as a .parquet or .csv file and '
+                'name that'
+            )
+            raise not_fetched(told, error, way_out) from None
         found = _stored(record)
         logging.warning(
             '%s; the data set %s is used as of its commit %s',
@@ -109,40 +99,6 @@ def find(repository: str) -> Listing:
     except OSError as error:
         _warn(repository, error)
     return found
-
-
-def raise_if_local(error: Exception, name: str) -> None:
-    """Raises the OSError of a download of `name` that is one of this machine: a full disk, or a
-    cache that is read-only. One of the network is for the caller.
-    """
-    if not isinstance(error, OSError) or error.errno is None or error.errno in _UNREACHABLE:
-        return
-    if not isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
-        said = f'{error.strerror}, while {name!r} was fetched into the cache of Hugging Face'
-        raise OSError(error.errno, said, error.filename) from None
-
-
-def answered(error: Exception) -> str:
-    """What the Hub answered to a request that ended in `error`, and the way out, in a sentence
-    without its end; '' if it did not answer.
-    """
-    for cause in (error, error.__cause__):  # a library that looks into its cache raises an own one
-        response = getattr(cause, 'response', None)
-        if response is None:
-            continue
-        status = response.status_code
-        said = getattr(cause, 'server_message', None) or response.reason_phrase
-        told = f'the Hub answered {status}: {" ".join(said.split())[:300]}'
-        if status in (401, 403):
-            return f'{told.rstrip(".")}. {TOKEN}'
-        return f'{told.rstrip(".")}. Try again later' if status == 429 or status >= 500 else told
-    return ''
-
-
-def in_brackets(error: Exception) -> str:
-    """`answered` as an addition to a sentence."""
-    answer = answered(error)
-    return answer and f' ({answer})'
 
 
 def _record(repository: str) -> pathlib.Path | None:
@@ -249,7 +205,7 @@ def _download(repository: str, file: str, revision: str) -> pathlib.Path:
             repository, file, repo_type='dataset', revision=revision
         )
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-        raise FileNotFoundError(_refused(repository, error)) from None
+        raise refused(f'the data set {repository!r}', error, 'terms', 'name') from None
     except (OSError, errors.HTTPError, errors.EntryNotFoundError) as error:
         raise_if_local(error, repository)
         raise FileNotFoundError(
@@ -257,17 +213,3 @@ def _download(repository: str, file: str, revision: str) -> pathlib.Path:
             f'fetched: {answered(error) or f"{type(error).__name__}; try again with network"}'
         ) from None
     return pathlib.Path(got)
-
-
-def _refused(repository: str, error: Exception) -> str:
-    from huggingface_hub import errors
-
-    way = (
-        'does not exist on Hugging Face, or is private: check the name, or run `hf auth login` '
-        'with an account that may read it'
-    )
-    if isinstance(error, errors.GatedRepoError):
-        way = (
-            'asks you to accept its terms first: do so on its page, run `hf auth login`, and retry'
-        )
-    return f'the data set {repository!r} {way}{in_brackets(error)}'

@@ -4,7 +4,7 @@ import fnmatch
 import pathlib
 from collections.abc import Sequence
 
-from densegrpo_jax.data.hub import answered, in_brackets, raise_if_local
+from densegrpo_jax.runtime.hub_errors import not_fetched, raise_if_local, refused
 from densegrpo_jax.runtime.reading import missing
 
 
@@ -48,17 +48,7 @@ def find_folder(
             )
         )
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-        way = (
-            'does not exist on Hugging Face, or is private: check the id, or run `hf auth login` '
-            'with an account that may read it'
-        )
-        if isinstance(error, errors.GatedRepoError):
-            way = (
-                'asks you to accept its licence first: do so on its page, run `hf auth login`, and '
-                'retry'
-            )
-        told = f'the repository {name!r} {way}{in_brackets(error)}'
-        raise FileNotFoundError(told) from None
+        raise refused(f'the repository {name!r}', error, 'licence', 'id') from None
     except (
         errors.HfHubHTTPError,
         errors.LocalEntryNotFoundError,
@@ -67,13 +57,11 @@ def find_folder(
     ) as error:
         raise_if_local(error, name)
         told = f'the weights {name!r} are not on this machine and could not be fetched'
-        if answer := answered(error):
-            raise FileNotFoundError(f'{told}: {answer}') from None
-        raise FileNotFoundError(
-            f'{told} ({type(error).__name__}: no network, or offline mode). Fetch them on a '
-            f'machine with network (accept the licence on its page, `hf auth login`, `hf download '
-            f'{name} --local-dir DIR`) and pass --config.{option}=DIR, {holds}'
-        ) from None
+        way_out = (
+            'Fetch them on a machine with network (accept the licence on its page, `hf auth '
+            f'login`, `hf download {name} --local-dir DIR`) and pass --config.{option}=DIR, {holds}'
+        )
+        raise not_fetched(told, error, way_out) from None
     _check_files(folder, files, ignored)
     return folder
 
