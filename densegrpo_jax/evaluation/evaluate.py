@@ -76,7 +76,7 @@ def evaluate(
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
         check_prompts(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
-    check_weights(checked, needs=needs, also=also)
+    check_weights(checked, also=also)
     count = _measured(config, policies, kl_prompts)
     trained = any(chosen.workdir is not None for chosen in policies)
     base, adapters = checked.base_digest if trained else None, {}

@@ -49,7 +49,6 @@ from densegrpo_jax.sampling.session import (
 from densegrpo_jax.sampling.state import start_digest
 from densegrpo_jax.search.model import Model
 
-NEEDS = ('train', 'test', 'schedule', 'start')
 SHOWN = 6  # prompts with pictures
 
 
@@ -77,7 +76,7 @@ def run(
     files = FILE, page.FILE, page.PAGE
     claim(out, files, ('images', 'text'), hosts=stop.communicator.hosts)
     also = {'--prompts': prompts, '--group': group, '--completions': [*coarse]}
-    checked = check_parts(config, mesh, stop, needs=NEEDS)
+    checked = check_parts(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
     schedule = checked.schedule
     if not kernel_of(config).noisy:
         raise ValueError(
@@ -86,7 +85,7 @@ def run(
         )
     check_batch(mesh, group, '--group')
     guarded = check_guard(checked)
-    check_weights(checked, needs=NEEDS, also=also)
+    check_weights(checked, also=also)
     chosen = some_prompts(checked.train, prompts, config.seed, STREAM_PREFLIGHT)
     _, mine = own_credit(config)
     counts = sorted({0, *(n for n in coarse if n < config.rollout.steps), mine.completion_steps})

@@ -139,6 +139,7 @@ class Checked:
     pipeline: Pipeline  # of the base model, with the adapters that `config` trains
     # WARN: the user's own code may have changed since a record was made
     own_code: str = dataclasses.field(default=REFUSE, kw_only=True)
+    needs: Collection[str] = dataclasses.field(default=(), kw_only=True)  # of `check_parts`
 
     @property
     def hosts(self) -> Hosts:
@@ -225,7 +226,7 @@ def check(
 ) -> Checked:
     """Opens a configuration without loading anything: `check_parts`, then `check_weights`."""
     checked = check_parts(config, mesh, stop, needs=needs, own_code=own_code)
-    check_weights(checked, needs=needs, also=also)
+    check_weights(checked, also=also)
     return checked
 
 
@@ -264,7 +265,8 @@ def check_parts(
         check_params(folder, pipeline, ['transformer'], transformer_file=file)
     if 'start' in needs:
         check_start(config, pipeline)
-    checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline, own_code=own_code)
+    stop = stop or StopRequest()
+    checked = Checked(config, mesh, stop, folder, pipeline, own_code=own_code, needs=needs)
     vars(checked).update(sets)
     for name in needs:
         if name not in ('start', 'process_reward'):
@@ -281,14 +283,11 @@ def check_parts(
     return checked
 
 
-def check_weights(
-    checked: Checked, *, needs: Collection[str] = (), also: Mapping[str, object] = {}
-) -> None:
+def check_weights(checked: Checked, *, also: Mapping[str, object] = {}) -> None:
     """The rest of `check`: fetches the base's weights unless they are there, and checks them by the
     files' headers.
 
     Args:
-      needs: of `check_parts`.
       also: what else must be alike in all processes of the run, as JSON values: a command's own
         flags, and the checkpoint that each of them has found.
 
@@ -304,18 +303,18 @@ def check_weights(
         )
     file = config.model.transformer_file
     check_files(folder, pipeline, transformer_file=file)
-    if 'process_reward' in needs:
+    if 'process_reward' in checked.needs:
         checked.process_reward  # noqa: B018 (a probe's base is compared by its weights)
     others = [name for name in pipeline.modules if name != 'transformer' or not file]
     check_params(folder, pipeline, others)
     if checked.hosts.count > 1:
-        alike = {**_opened(checked, needs), '--own_code': checked.own_code, **also}
+        alike = {**_opened(checked), '--own_code': checked.own_code, **also}
         check_alike(checked.hosts, config, alike)
 
 
-def _opened(checked: Checked, needs: Collection[str]) -> dict:
+def _opened(checked: Checked) -> dict:
     """What files hold that no key tells, as digests or numbers."""
-    config, facts = checked.config, checked.facts()
+    config, needs, facts = checked.config, checked.needs, checked.facts()
     for name, split in SETS.items():
         if name in needs:
             facts[f'prompts of data.{split}'] = content_hash(getattr(checked, name))

@@ -139,14 +139,13 @@ def main(flag) -> int:
         prompts = chosen_prompts(config, flag.prompt, flag.prompts, flag.count)
         also = {'--checkpoint': step, 'prompts': content_hash(PromptSet(tuple(prompts)))}
         also['images of --from'] = None if images is None else images_hash(images)
-        needs = ('schedule', 'reward')
-        checked = check_parts(config, mesh, stop, needs=needs)
+        checked = check_parts(config, mesh, stop, needs=('schedule', 'reward'))
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_prompts(checked.pipeline, PromptSet(tuple(prompts)), given)
         unseen_rewards(checked, prompts)
         make_budget(checked, 0 if images is None else len(images))
-        check_weights(checked, needs=needs, also=also)
+        check_weights(checked, also=also)
         policy = None
         if run:
             policy, _ = load_policy(

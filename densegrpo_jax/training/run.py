@@ -108,7 +108,7 @@ def run(
     guarded = check_guard(checked)
     try_parts(config, checked.schedule)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
-    check_weights(checked, needs=NEEDS)
+    check_weights(checked)
     tx = optimiser(config, checked.pipeline.transformer)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
     done, changed = check_earlier(checked, shapes, workdir)
