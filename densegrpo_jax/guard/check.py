@@ -108,14 +108,18 @@ def check_guard(checked: Checked) -> Part | None:
     return part
 
 
+def images_together(config) -> int:
+    """Images of a prompt that evaluations sample together: the fewest that eval.batch may be."""
+    return config.guard.images if config.guard.on else 1
+
+
 def check_images(config) -> None:
     """Raises ValueError if the guard samples more images of a prompt than an evaluation takes
     together.
     """
-    g = config.guard
-    if g.on and g.images > config.eval.batch:
+    if (images := images_together(config)) > config.eval.batch:
         raise ValueError(
-            f'guard.images={g.images} of a prompt are sampled together: raise eval.batch='
+            f'guard.images={images} of a prompt are sampled together: raise eval.batch='
             f'{config.eval.batch} to at least that'
         )
 

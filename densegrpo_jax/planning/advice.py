@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from densegrpo_jax.guard.check import images_together
 from densegrpo_jax.planning.topology import Topology
 
 GIB = 2**30
@@ -76,13 +77,12 @@ def advice(
             'evaluation': ('eval.batch', evaluated, 1),
         }[name]
         room = max(limit - resident / GIB, 0.0) / max(need - resident / GIB, 1e-9)
-        least = guard.images if guard.on else 1  # that many of a prompt are drawn together
         whole = together if name == 'update' else 1
         possible = [
             d for d in range(whole, size, whole) if size % d == 0 and d * each % shards == 0
         ]
         if name == 'evaluation':
-            possible = [d for d in possible if d >= least]
+            possible = [d for d in possible if d >= images_together(config)]
         smaller = max(
             [d for d in possible if d <= 0.9 * room * size], default=min(possible, default=size)
         )

@@ -14,6 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from densegrpo_jax.config.variants import microbatches
+from densegrpo_jax.guard.check import images_together
 from densegrpo_jax.planning.advice import amount
 from densegrpo_jax.planning.chips import CHIPS, GPUS
 from densegrpo_jax.planning.topology import Topology, compiler_of, parse
@@ -69,7 +70,7 @@ def _batches(config: ConfigDict, shards: int, share: float) -> dict:
     """The batches that divide over the shards and are at most `share` of the configuration's; the
     smallest if none is.
     """
-    r, least = config.rollout, config.guard.images if config.guard.on else 1
+    r, least = config.rollout, images_together(config)
     possible = {
         'rollout.prompts_per_batch': [
             p
