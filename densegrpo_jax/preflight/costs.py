@@ -1,4 +1,8 @@
-"""What each credit costs, by the rollouts that a run would execute, and at this device's speed."""
+"""What each credit costs, by the rollouts that a run would execute, and at this device's speed.
+
+A network evaluation is a forward pass, as training counts them (`nfe`): with classifier-free
+guidance a velocity takes two.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +79,13 @@ def cost(config, pipeline: Pipeline) -> Cost:
     """Of a sample of the configuration as it is."""
     schedule = make_schedule(pipeline, config)
     each = of_sample(config, schedule)
-    return Cost(each.nfe, each.images, _update(config, pipeline, schedule))
+    nfe = each.network(passes(config, pipeline) == 2)
+    return Cost(nfe, each.images, _update(config, pipeline, schedule))
+
+
+def passes(config, pipeline: Pipeline) -> int:
+    """Network evaluations of a velocity: 2 with classifier-free guidance."""
+    return 2 if pipeline.takes_negative(config.model.guidance) else 1
 
 
 def _update(config, pipeline: Pipeline, schedule: Schedule) -> float:
@@ -84,10 +94,8 @@ def _update(config, pipeline: Pipeline, schedule: Schedule) -> float:
     """
     r, together = config.rollout, config.optim.microbatch / rescored_together(config)
     rows = microbatches_evaluated(config, schedule) * together / (r.prompts * r.group)
-    passes = passes_of_row(config) + (config.model.remat == 'full')
-    # a measured evaluation is guided, which is two
-    halved = pipeline.takes_negative(config.model.guidance) and not config.loss.cfg
-    return rows * passes / (2 if halved else 1)
+    of_row = passes_of_row(config) + (config.model.remat == 'full')
+    return rows * of_row * (passes(config, pipeline) if config.loss.cfg else 1)
 
 
 class Run(NamedTuple):
@@ -122,13 +130,13 @@ def of_run(
     e, samples = config.eval, config.rollout.prompts * config.rollout.group
     times = 1 + -(-config.iterations // e.every)  # the start and the end are among them
     network, image = speed.each()
-    one = test * (e.steps * network + image)
+    velocity = passes(config, pipeline)
+    one = test * (e.steps * velocity * network + image)
     phases = {name: samples * s for name, s in own.phases(speed).items()}
     g = guard or GuardCost(0, 0, 0, 0)
-    measurement = g.nfe * network + g.images * image
+    measurement = g.nfe * velocity * network + g.images * image
     seconds = config.iterations * sum(phases.values()) + times * one + g.evaluations * measurement
     drawn, scored = config.iterations * samples, times * test
-    twice = 2 if pipeline.takes_negative(config.model.guidance) else 1
     uncounted = ['compilation', 'encoding prompts', 'loading and checkpoints']
     uncounted += ["what the guard's panel takes beyond the reward"] * bool(guard)
     uncounted += ['calibration of the noise'] * bool(config.noise.calibrate)
@@ -139,7 +147,7 @@ def of_run(
         one,
         g.evaluations,
         measurement,
-        twice * (drawn * own.nfe + scored * e.steps + g.evaluations * g.nfe),
+        drawn * own.nfe + velocity * (scored * e.steps + g.evaluations * g.nfe),
         drawn * own.images + scored + g.evaluations * g.images,
         seconds / 3600,
         uncounted,

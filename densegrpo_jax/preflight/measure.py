@@ -17,8 +17,8 @@ from densegrpo_jax.search.loop import Flow, Particles, Scored, Walk
 
 
 class Spent(NamedTuple):
-    """The cost of a batch: network evaluations, images, and the seconds of sampling and of decoding
-    and scoring."""
+    """The cost of a batch: velocities or, times `costs.passes`, network evaluations; images; and
+    the seconds of sampling and of decoding and scoring."""
 
     nfe: int = 0
     images: int = 0
@@ -62,8 +62,8 @@ def _euler(x, v, s, s_next):
 
 
 def completed(flow: Flow, p: Particles, n: int) -> tuple[jax.Array, int]:
-    """(last latents [P, m, ...] that n Euler steps of the ODE reach from the particles, network
-    evaluations of each). n is at most the steps left; 0: all.
+    """(last latents [P, m, ...] that n Euler steps of the ODE reach from the particles, velocities
+    of each). n is at most the steps left; 0: all.
     """
     left = flow.steps - p.k
     grid = completion_grid(flow.steps, p.k, min(n or left, left))
@@ -164,8 +164,8 @@ def measure(
     )
 
 
-def evaluations(stochastic: np.ndarray, completions: Sequence[int]) -> int:
-    """Network evaluations of one sample with its twins and completions."""
+def velocities(stochastic: np.ndarray, completions: Sequence[int]) -> int:
+    """Of one sample with its twins and completions."""
     steps = len(stochastic)
     twins = sum(steps - k - 1 for k in range(steps) if stochastic[k])
     left = [steps - k for k in range(steps)]

@@ -22,11 +22,11 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.guard.check import GuardCost, check_guard, guard_cost
 from densegrpo_jax.preflight import COARSE, page
-from densegrpo_jax.preflight.costs import costs, of_branches, of_run
+from densegrpo_jax.preflight.costs import costs, of_branches, of_run, passes
 from densegrpo_jax.preflight.credits import candidates, not_measured, own_credit
 from densegrpo_jax.preflight.findings import Images, findings, prices
 from densegrpo_jax.preflight.groups import balance, kept, spread
-from densegrpo_jax.preflight.measure import Spent, evaluations, measure
+from densegrpo_jax.preflight.measure import Spent, measure, velocities
 from densegrpo_jax.preflight.record import FILE, Record, joined
 from densegrpo_jax.preflight.record import row as row_of
 from densegrpo_jax.preflight.signal import Rewards, decided, signals
@@ -89,7 +89,7 @@ def run(
     chosen = some_prompts(checked.train, prompts, config.seed, STREAM_PREFLIGHT)
     _, mine = own_credit(config)
     counts = sorted({0, *(n for n in coarse if n < config.rollout.steps), mine.completion_steps})
-    each = evaluations(_stochastic(checked), counts)
+    each = velocities(_stochastic(checked), counts) * passes(config, checked.pipeline)
     logging.info(
         '%d prompts x %d samples with their twins and completions: %d network evaluations',
         len(chosen),
@@ -130,7 +130,7 @@ def _stochastic(checked: Checked) -> np.ndarray:
 def _measured(
     session: Session, chosen: list[Prompt], group: int, counts: list[int], record: Record | None
 ):
-    """As `record.joined`. Every process measures; the primary one keeps."""
+    """As `record.joined`, in network evaluations. Every process measures; the primary one keeps."""
     config, stop = session.config, session.stop
     r, communicator = config.rollout, session.stop.communicator
     # at least two batches: the first one compiles, and its seconds do not count
@@ -169,7 +169,8 @@ def _measured(
             communicator.exchange()
     rows = b'' if record is None else json.dumps(record.prompts).encode()
     shared = json.loads(communicator.exchange(rows)[0])
-    return joined({int(i): row for i, row in shared.items()})
+    rewards, scores, speed = joined({int(i): row for i, row in shared.items()})
+    return rewards, scores, speed._replace(nfe=speed.nfe * passes(config, session.pipeline))
 
 
 def reckoned(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.preflight.measure import completed, evaluations, measure
+from densegrpo_jax.preflight.measure import completed, measure, velocities
 from densegrpo_jax.preflight.signal import decided, signals
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
@@ -69,11 +69,11 @@ def test_completions_are_those_of_training(n):
         p, _ = Walk(flow, prompt_keys(2)).advance(p, 0)
 
 
-def test_evaluations_are_those_that_were_counted():
+def test_velocities_are_those_that_were_counted():
     """Also that no row is evaluated twice."""
     flow = gaussian_flow(5, counted=True)
     found = measure(flow, prompt_keys(2), 3, (0, 2, 1))
-    expected = evaluations(flow.stochastic, (0, 2, 1))
+    expected = velocities(flow.stochastic, (0, 2, 1))
     assert found.spent.nfe == len(flow.velocity.rows) == 2 * 3 * expected
     # samples, once more, twins but of the last transition, which adds no noise, and three kinds of
     # completions

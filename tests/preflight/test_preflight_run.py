@@ -130,6 +130,19 @@ def test_an_update_counts_as_the_plan_counts_it(config):
         assert cost(changed, pipeline).update == 2 * passes  # of three transitions two are trained
 
 
+def test_with_guidance_a_velocity_is_two_evaluations(config, monkeypatch):
+    pipeline = open_base(config, one_device())[1]
+    one, speed = cost(config, pipeline), Spent(nfe=1, network_s=1)
+    alone = of_run(config, pipeline, one, speed, 8, GuardCost(3, 16, 4, 60))
+    monkeypatch.setattr(type(pipeline), 'takes_negative', lambda self, guidance: True)
+    two = cost(config, pipeline)
+    assert two == Cost(2 * one.nfe, one.images, 2 * one.update)
+    guided = of_run(config, pipeline, two, speed, 8, GuardCost(3, 16, 4, 60))
+    assert guided.nfe == 2 * alone.nfe and guided.hours == pytest.approx(2 * alone.hours)
+    config.loss.cfg = False  # the update's network is not guided
+    assert cost(config, pipeline) == two._replace(update=one.update)
+
+
 def test_the_guard_is_counted(config):
     """At one second an evaluation of the network and ten an image."""
     pipeline, own = open_base(config, one_device())[1], Cost(nfe=6, images=3, update=4)
