@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 
 from densegrpo_jax.data.prompts import PromptSet, columns
@@ -127,12 +126,11 @@ def check_group(group: int, config) -> None:
         )
 
 
-def prompts_together(config, count: int, group: int, mesh: Mesh) -> int:
+def prompts_together(config, count: int, group: int, shards: int) -> int:
     """Prompts of each batch of an evaluation of `count` prompts with `group` images each: as many
-    as `eval.batch` images hold and as divide over the mesh, or if no number does both, the fewest
+    as `eval.batch` images hold and as divide over the shards, or if no number does both, the fewest
     that divide. All `count` prompts if they are fewer; the sampler then splits them all the same.
     """
-    shards = batch_shards(mesh)
     unit = shards // math.gcd(group, shards)
     most = min(config.eval.batch // group, count)
     return min(count, max(unit, most // unit * unit))
@@ -174,7 +172,7 @@ class Evaluator:
         self._prompts, self._shown = prompts, min(config.eval.shown, len(prompts))
         self._group, self._embed, self._name, self._strips = group, embed, name, strips
         check_group(group, config)
-        self._batch = prompts_together(config, len(prompts), group, session.mesh)
+        self._batch = prompts_together(config, len(prompts), group, batch_shards(session.mesh))
         self._sample = sample or make_sampler(
             session.pipeline, config, config.eval.steps, session.mesh
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from densegrpo_jax.guard.check import images_together
+from densegrpo_jax.planning.lowering import evaluation_rows
 from densegrpo_jax.planning.topology import Topology
 
 GIB = 2**30
@@ -61,10 +62,6 @@ def advice(
             f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: '
             f'{way_out}'
         )
-    # fewer prompts than eval.batch are one batch of themselves
-    guard, count = config.guard, config.data.eval_prompts or config.eval.batch
-    guarded = (guard.prompts or count) * guard.images if guard.on else 0
-    evaluated = min(config.eval.batch, max(count, guarded))
     if resident / GIB > limit:
         return lines  # no batch is small enough
     for name, need in gib.items():
@@ -74,7 +71,7 @@ def advice(
             'probe': ('rollout.prompts_per_batch', r.prompts_per_batch, 1),
             'rollout': ('rollout.prompts_per_batch', r.prompts_per_batch, r.group),
             'update': ('optim.microbatch', config.optim.microbatch, 1),
-            'evaluation': ('eval.batch', evaluated, 1),
+            'evaluation': ('eval.batch', evaluation_rows(config, shards)[2], 1),
         }[name]
         room = max(limit - resident / GIB, 0.0) / max(need - resident / GIB, 1e-9)
         whole = together if name == 'update' else 1

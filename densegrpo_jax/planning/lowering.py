@@ -25,7 +25,7 @@ from densegrpo_jax.planning.work import Work
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import shapes
-from densegrpo_jax.runtime.mesh import batch_sharding, rows_over
+from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, rows_over
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.cost import largest, probe_evaluations, probed
 from densegrpo_jax.sampling.guide import guide_maker
@@ -124,11 +124,8 @@ def phases(
 
     repeated = work.forward(schedule) if m.remat == 'full' else 0.0
 
-    sampler, g = make_sampler(pipeline, config, config.eval.steps, mesh), config.guard
-    count = config.data.eval_prompts or ASSUMED_PROMPTS
-    evaluated = prompts_together(config, count, 1, mesh)
-    guarded = prompts_together(config, g.prompts or count, g.images, mesh) if g.on else 0
-    most = max(evaluated, guarded * g.images)
+    sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
+    count, together, most = evaluation_rows(config, batch_shards(mesh))
     drawn = (
         params,
         state.ema,
@@ -136,7 +133,7 @@ def phases(
         negative,
         whole(most, 2, d=jnp.uint32),
     )
-    computed = rows_over(mesh, evaluated)
+    computed = rows_over(mesh, together)
     runs, found = r.prompts / r.prompts_per_batch, {}
     if evaluations := probe_evaluations(config, schedule):  # a row for each prompt
         base = probed(config, schedule).base
@@ -149,10 +146,22 @@ def phases(
         'update': Phase(lower_update, 1, work.update(schedule), repeated),
         'evaluation': Phase(
             partial(sampler.lower, *drawn),
-            count / evaluated / config.eval.every,
+            count / together / config.eval.every,
             config.eval.steps * work.velocity(computed) + work.decoding(computed),
         ),
     }
+
+
+def evaluation_rows(config, shards: int) -> tuple[int, int, int]:
+    """(prompts of an evaluation, those that it draws together, rows that it or the guard draws
+    together, whichever are more).
+    """
+    count, g = config.data.eval_prompts or ASSUMED_PROMPTS, config.guard
+    together = prompts_together(config, count, 1, shards)
+    if not g.on:
+        return count, together, together
+    guarded = prompts_together(config, g.prompts or count, g.images, shards) * g.images
+    return count, together, max(together, guarded)
 
 
 def reward_inside(config, schedule: Schedule) -> CompositeReward | None:

@@ -12,7 +12,6 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 from PIL import Image, ImageFont
 
 from densegrpo_jax.config.schema import default_config
@@ -24,7 +23,6 @@ from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.communicator import Communicator
-from densegrpo_jax.runtime.mesh import AXES
 from densegrpo_jax.runtime.stop import Preempted
 from densegrpo_jax.sampling import noise
 from tests.clip_folder import random_clip
@@ -115,8 +113,7 @@ def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
 )
 def test_an_evaluations_batches_divide_over_the_devices(batch, count, group, devices, expected):
     config = types.SimpleNamespace(eval=types.SimpleNamespace(batch=batch))
-    mesh = AbstractMesh((1, devices, 1), AXES)
-    assert prompts_together(config, count, group, mesh) == expected
+    assert prompts_together(config, count, group, devices) == expected
 
 
 class Fails(At):

@@ -94,6 +94,8 @@ def test_advice_for_an_evaluation_is_of_the_rows_that_it_draws():
     assert told(100.0) == 'evaluation: config.eval.batch=16 instead of 192'
     config.guard.update(on=True, images=32)  # which eval.batch has to hold
     assert told(1000.0) == 'evaluation: config.eval.batch=32 instead of 192'
+    config.guard.update(images=5, prompts=64)  # 38 prompts together are 190 rows
+    assert told(100.0) == 'evaluation: config.eval.batch=38 instead of 192'
 
 
 def test_advice_is_what_a_plan_takes(result):
