@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from densegrpo_jax.core import diffusion_path
-from densegrpo_jax.networks import attention, clip_text, unet, vae
+from densegrpo_jax.networks import attention, clip_text, unet, unet_config, vae
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
@@ -33,7 +33,7 @@ class Sd15Pipeline(Pipeline):
 
     CLASS_NAME = 'StableDiffusionPipeline'
     INDEX = {
-        'transformer': ('diffusers', unet.CLASS_NAME),
+        'transformer': ('diffusers', unet_config.CLASS_NAME),
         'vae': ('diffusers', 'AutoencoderKL'),
         'text_encoder': ('transformers', 'CLIPTextModel'),
     }
@@ -73,7 +73,7 @@ class Sd15Pipeline(Pipeline):
             )
         return {
             'transformer': unet.Unet(
-                unet.UnetConfig.from_json(configs['transformer']), lora=lora, dtype=dtype
+                unet_config.UnetConfig.from_json(configs['transformer']), lora=lora, dtype=dtype
             ),
             'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),
             'text_encoder': clip_text.ClipTextModel(

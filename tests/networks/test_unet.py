@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.networks import lora, unet
+from densegrpo_jax.networks import lora, unet, unet_config
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.networks import parity
 
@@ -56,7 +56,7 @@ def test_equals_torch(case, tmp_path):
             torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t), torch.from_numpy(text)
         ).sample
     want = out.permute(0, 2, 3, 1).numpy()
-    net = unet.Unet(unet.UnetConfig.from_json(dict(module.config)))
+    net = unet.Unet(unet_config.UnetConfig.from_json(dict(module.config)))
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, text, t)['params']
     params = weights.load_weights(tmp_path, unet.weight_rules(), shapes)
     out = jax.jit(net.apply)({'params': params}, x, text, t)
@@ -66,7 +66,7 @@ def test_equals_torch(case, tmp_path):
 
 
 def test_stable_diffusion_1_has_its_published_size():
-    config = unet.UnetConfig(cross_attention_dim=768)
+    config = unet_config.UnetConfig(cross_attention_dim=768)
     net = unet.Unet(config)
     shapes = jax.eval_shape(
         net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 768)), jnp.zeros(1)
@@ -76,7 +76,7 @@ def test_stable_diffusion_1_has_its_published_size():
 
 
 def test_adapters_reach_the_attention_layers():
-    config = unet.UnetConfig.from_json(SHALLOW)
+    config = unet_config.UnetConfig.from_json(SHALLOW)
     net = unet.Unet(config, lora=lora.LoraConfig(2, 4.0, ('attn1.to_q', 'attn2.to_k', 'to_out.0')))
     args = inputs(SHALLOW, 1, (4, 4), 2)
     variables = jax.eval_shape(net.init, jax.random.key(0), *args)
@@ -100,4 +100,4 @@ def test_adapters_reach_the_attention_layers():
 )
 def test_wrong_configuration_is_named(change, message):
     with pytest.raises(ValueError, match=message):
-        unet.UnetConfig.from_json(SMALL | change)
+        unet_config.UnetConfig.from_json(SMALL | change)
