@@ -10,7 +10,7 @@ from flax import linen as nn
 from densegrpo_jax.networks.config_json import check_positive
 from densegrpo_jax.networks.encoder_layers import attention
 from densegrpo_jax.networks.layers import Dense, LayerNorm
-from densegrpo_jax.networks.weight_rules import Rule, linear_rules, norm_rules
+from densegrpo_jax.networks.weight_rules import WeightRule, linear_rules, norm_rules
 
 # As in `Network`.
 COLUMN = ('[qkv]_proj', 'fc1')
@@ -97,7 +97,7 @@ def _residual_init(config):
     )
 
 
-def block_rules(scan: bool) -> list[Rule]:
+def block_rules(scan: bool) -> list[WeightRule]:
     """The rows of a tower's blocks in Transformers' names; scanned blocks stack over their
     index.
     """

@@ -14,7 +14,7 @@ from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
 from densegrpo_jax.networks.encoder_layers import run_blocks
 from densegrpo_jax.networks.layers import LayerNorm
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, norm_rules
+from densegrpo_jax.networks.weight_rules import WeightRule, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ class ClipTextModel(Network):
         ), pooled
 
 
-def weight_rules(scan: bool) -> list[Rule]:
+def weight_rules(scan: bool) -> list[WeightRule]:
     """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack
     over their index.
 
@@ -148,9 +148,9 @@ def weight_rules(scan: bool) -> list[Rule]:
     `save_weights` for files that old readers open too.
     """
     return [
-        Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
-        Rule('embeddings.position_ids', None),  # an index buffer of old files
-        Rule(
+        WeightRule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
+        WeightRule('embeddings.position_ids', None),  # an index buffer of old files
+        WeightRule(
             'embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'
         ),
         *norm_rules('final_layer_norm', 'final_layer_norm'),

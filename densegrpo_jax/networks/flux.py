@@ -25,7 +25,7 @@ from densegrpo_jax.networks.mmdit import (
 )
 from densegrpo_jax.networks.names import JOINT_ATTENTION
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 
 CLASS_NAME = 'FluxTransformer2DModel'
 STACKS = ('transformer_blocks', 'single_transformer_blocks')
@@ -259,7 +259,7 @@ def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
     return _table(config).paths(scan)
 
 
-def weight_rules(config: FluxConfig, scan: bool) -> list[Rule]:
+def weight_rules(config: FluxConfig, scan: bool) -> list[WeightRule]:
     """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their
     index.
     """

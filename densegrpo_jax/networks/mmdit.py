@@ -20,7 +20,7 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.names import REMAT_POLICIES
-from densegrpo_jax.networks.weight_rules import Rule, linear_rules
+from densegrpo_jax.networks.weight_rules import WeightRule, linear_rules
 
 # Of the layers below, as in `Network`.
 COLUMN = ('to_[qkv]', 'add_[qkv]_proj', 'net_0/proj', r'norm\w*/linear', 'linear_1')
@@ -338,7 +338,7 @@ class LayerTable(NamedTuple):
             for n in s.linears
         }
 
-    def rules(self, scan: bool) -> list[Rule]:
+    def rules(self, scan: bool) -> list[WeightRule]:
         """The rules of all layers; scanned blocks stack over their index, counted from the stack's
         first. A layer without a bias has a rule for it that matches nothing.
         """
@@ -352,7 +352,7 @@ class LayerTable(NamedTuple):
                 rule
                 for n in s.linears
                 for rule in linear_rules(f'{source}.{n}', f'{target}/{path(n)}')
-            ] + [Rule(f'{source}.{n}.weight', f'{target}/{path(n)}/scale') for n in s.norms]
+            ] + [WeightRule(f'{source}.{n}.weight', f'{target}/{path(n)}/scale') for n in s.norms]
             first = s.indices[0] if scan else 0
             rules += [dataclasses.replace(rule, first=first) for rule in found]
         return rules

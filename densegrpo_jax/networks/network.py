@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from flax import linen as nn
 
-from densegrpo_jax.runtime.sharding import Rule, rules_of
+from densegrpo_jax.runtime.sharding import ShardingRule, rules_of
 
 
 class Network(nn.Module):
@@ -39,7 +39,7 @@ class Network(nn.Module):
         return tensors
 
     def weight_rules(self) -> list:
-        """The table of its checkpoint: rows of `networks.weight_rules.Rule`."""
+        """The table of its checkpoint: rows of `networks.weight_rules.WeightRule`."""
         raise NotImplementedError
 
     def module_paths(self) -> dict[str, str]:
@@ -47,7 +47,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-def sharding_rules(networks: Iterable[Network | type[Network]]) -> tuple[Rule, ...]:
+def sharding_rules(networks: Iterable[Network | type[Network]]) -> tuple[ShardingRule, ...]:
     """The table that places the parameters of several networks, and states made of them."""
     tables = zip(*((network.COLUMN, network.ROW, network.MATRICES) for network in networks))
     return rules_of(*(tuple(dict.fromkeys(itertools.chain(*table))) for table in tables))

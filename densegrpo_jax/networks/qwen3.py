@@ -15,7 +15,7 @@ from densegrpo_jax.networks.config_json import IGNORED_KEYS, check_positive, rea
 from densegrpo_jax.networks.encoder_layers import attention
 from densegrpo_jax.networks.layers import Dense, RMSNorm
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 
 NAME = 'Qwen3 config'
 
@@ -255,28 +255,28 @@ class Qwen3Encoder(Network):
         return found.reshape(batch, length, len(chosen), c.hidden_size).astype(self.dtype)
 
 
-def weight_rules() -> list[Rule]:
+def weight_rules() -> list[WeightRule]:
     """The table of Transformers' Qwen3ForCausalLM checkpoint (model.safetensors). Its keys have a
     PREFIX, those of Qwen3Model have none. The head, which may be tied to the embedding, is not
     read.
     """
     source, target = 'layers.{i}', 'layers_{i}'
     return [
-        Rule('embed_tokens.weight', 'embed_tokens/embedding', 'embedding'),
-        Rule('lm_head.weight', None),
-        Rule('norm.weight', 'norm/scale'),
-        Rule(
+        WeightRule('embed_tokens.weight', 'embed_tokens/embedding', 'embedding'),
+        WeightRule('lm_head.weight', None),
+        WeightRule('norm.weight', 'norm/scale'),
+        WeightRule(
             f'{source}.self_attn.{{p:[qkvo]_proj}}.weight',
             f'{target}/self_attn/{{p}}/kernel',
             'linear',
         ),
-        Rule(
+        WeightRule(
             f'{source}.mlp.{{p:gate_proj|up_proj|down_proj}}.weight',
             f'{target}/mlp/{{p}}/kernel',
             'linear',
         ),
-        Rule(f'{source}.self_attn.{{n:[qk]_norm}}.weight', f'{target}/self_attn/{{n}}/scale'),
-        Rule(
+        WeightRule(f'{source}.self_attn.{{n:[qk]_norm}}.weight', f'{target}/self_attn/{{n}}/scale'),
+        WeightRule(
             f'{source}.{{n:input_layernorm|post_attention_layernorm}}.weight',
             f'{target}/{{n}}/scale',
         ),

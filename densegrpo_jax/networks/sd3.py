@@ -26,7 +26,7 @@ from densegrpo_jax.networks.mmdit import (
 )
 from densegrpo_jax.networks.names import JOINT_ATTENTION
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, conv_rules
+from densegrpo_jax.networks.weight_rules import WeightRule, conv_rules
 
 CLASS_NAME = 'SD3Transformer2DModel'
 
@@ -305,12 +305,12 @@ def module_paths(config: Sd3Config, scan: bool) -> dict[str, str]:
     return _table(config).paths(scan)
 
 
-def weight_rules(config: Sd3Config, scan: bool) -> list[Rule]:
+def weight_rules(config: Sd3Config, scan: bool) -> list[WeightRule]:
     """The table of Diffusers' SD3Transformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
     return [
         *conv_rules('pos_embed.proj', 'pos_embed'),
-        Rule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
+        WeightRule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
         *_table(config).rules(scan),
     ]

@@ -15,7 +15,7 @@ from densegrpo_jax.networks.config_json import IGNORED_KEYS, check_positive, rea
 from densegrpo_jax.networks.encoder_layers import attention
 from densegrpo_jax.networks.layers import Dense, RMSNorm
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 
 _FEED_FORWARD = ('relu', 'gated-gelu')
 
@@ -212,27 +212,29 @@ class T5Encoder(Network):
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
 
-def weight_rules() -> list[Rule]:
+def weight_rules() -> list[WeightRule]:
     """The table of Transformers' T5EncoderModel checkpoint (model.safetensors)."""
     source, target = 'encoder.block.{i}.layer', 'block_{i}'
     return [
-        Rule('shared.weight', 'shared/embedding', 'embedding'),
-        Rule('encoder.embed_tokens.weight', None),  # tied to shared.weight; some files hold both
-        Rule(
+        WeightRule('shared.weight', 'shared/embedding', 'embedding'),
+        WeightRule(
+            'encoder.embed_tokens.weight', None
+        ),  # tied to shared.weight; some files hold both
+        WeightRule(
             'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
             'relative_attention_bias/embedding',
             'embedding',
         ),
-        Rule(
+        WeightRule(
             f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight',
             f'{target}/SelfAttention/{{p}}/kernel',
             'linear',
         ),
-        Rule(
+        WeightRule(
             f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight',
             f'{target}/DenseReluDense/{{p}}/kernel',
             'linear',
         ),
-        Rule(f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'),
-        Rule('encoder.final_layer_norm.weight', 'final_layer_norm/scale'),
+        WeightRule(f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'),
+        WeightRule('encoder.final_layer_norm.weight', 'final_layer_norm/scale'),
     ]

@@ -13,7 +13,7 @@ from densegrpo_jax.networks.mmdit import Embedder, path
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.unet_config import ATTENTION_DOWN, ATTENTION_UP, UnetConfig
 from densegrpo_jax.networks.vae import GroupNorm, UpsampleConv
-from densegrpo_jax.networks.weight_rules import Rule, conv_rules, linear_rules, norm_rules
+from densegrpo_jax.networks.weight_rules import WeightRule, conv_rules, linear_rules, norm_rules
 
 
 class Resnet(nn.Module):
@@ -314,7 +314,7 @@ def module_paths(config: UnetConfig) -> dict[str, str]:
     }
 
 
-def weight_rules() -> list[Rule]:
+def weight_rules() -> list[WeightRule]:
     """The table of Diffusers' UNet2DConditionModel checkpoint, for any shape."""
     rules = [
         *norm_rules('conv_norm_out', 'conv_norm_out'),
@@ -338,7 +338,7 @@ def weight_rules() -> list[Rule]:
         block, inside = f'{transformer}.transformer_blocks.0', f'{inside}/transformer_blocks_0'
         rules += norm_rules(f'{block}.{{n:norm[123]}}', f'{inside}/{{n}}')
         rules.append(
-            Rule(
+            WeightRule(
                 f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight',
                 f'{inside}/{{a}}/{{p}}/kernel',
                 'linear',

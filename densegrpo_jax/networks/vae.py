@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule, conv_rules, linear_rules, norm_rules
+from densegrpo_jax.networks.weight_rules import WeightRule, conv_rules, linear_rules, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,7 +354,7 @@ class AutoencoderKL(Network):
         return self.decode(mean), mean, log_var
 
 
-def weight_rules() -> list[Rule]:
+def weight_rules() -> list[WeightRule]:
     """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors), for
     any shape.
     """

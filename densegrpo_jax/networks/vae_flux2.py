@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.config_json import check_positive, read_config
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 
 CLASS_NAME = 'AutoencoderKLFlux2'
 NAME = 'VAE config'
@@ -153,11 +153,11 @@ class AutoencoderKLFlux2(vae.AutoencoderKL):
         return *super().__call__(images), *self.statistics()
 
 
-def weight_rules() -> list[Rule]:
+def weight_rules() -> list[WeightRule]:
     """The table of Diffusers' AutoencoderKLFlux2 checkpoint, for any shape."""
     return [
-        Rule('bn.running_mean', 'bn/mean'),
-        Rule('bn.running_var', 'bn/var'),
-        Rule('bn.num_batches_tracked', None),  # an integer that only training reads
+        WeightRule('bn.running_mean', 'bn/mean'),
+        WeightRule('bn.running_var', 'bn/var'),
+        WeightRule('bn.num_batches_tracked', None),  # an integer that only training reads
         *vae.weight_rules(),
     ]

@@ -19,7 +19,7 @@ _FIELD = re.compile(r'\{(\w+)(?::([^{}]+))?\}')
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class WeightRule:
     """One row of a table.
 
     Both names are templates. A field `{name}` stands for one component of the name, and
@@ -28,9 +28,9 @@ class Rule:
     scanned blocks: the tensors it numbers are stacked along a new leading axis.
 
         # one subtree per block
-        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')
+        WeightRule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')
         # scanned: leading axis i
-        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks/{p}/kernel', 'linear')
+        WeightRule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks/{p}/kernel', 'linear')
 
     Args:
       source: key in the file.
@@ -106,25 +106,28 @@ class Rule:
         return _fill(self.source, fields)
 
 
-def linear_rules(source: str, target: str) -> list[Rule]:
+def linear_rules(source: str, target: str) -> list[WeightRule]:
     """Rules of a torch Linear: weight -> kernel (transposed), bias -> bias."""
     return [
-        Rule(f'{source}.weight', f'{target}/kernel', 'linear'),
-        Rule(f'{source}.bias', f'{target}/bias'),
+        WeightRule(f'{source}.weight', f'{target}/kernel', 'linear'),
+        WeightRule(f'{source}.bias', f'{target}/bias'),
     ]
 
 
-def conv_rules(source: str, target: str) -> list[Rule]:
+def conv_rules(source: str, target: str) -> list[WeightRule]:
     """Rules of a torch Conv2d: weight -> kernel (channels last), bias -> bias."""
     return [
-        Rule(f'{source}.weight', f'{target}/kernel', 'conv'),
-        Rule(f'{source}.bias', f'{target}/bias'),
+        WeightRule(f'{source}.weight', f'{target}/kernel', 'conv'),
+        WeightRule(f'{source}.bias', f'{target}/bias'),
     ]
 
 
-def norm_rules(source: str, target: str) -> list[Rule]:
+def norm_rules(source: str, target: str) -> list[WeightRule]:
     """Rules of a torch LayerNorm or GroupNorm: weight -> scale, bias -> bias."""
-    return [Rule(f'{source}.weight', f'{target}/scale'), Rule(f'{source}.bias', f'{target}/bias')]
+    return [
+        WeightRule(f'{source}.weight', f'{target}/scale'),
+        WeightRule(f'{source}.bias', f'{target}/bias'),
+    ]
 
 
 def _fields(template: str) -> dict[str, str | None]:

@@ -19,7 +19,7 @@ from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
 from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 
 CLASS_NAME = 'ZImageTransformer2DModel'
 STACKS = ('noise_refiner', 'context_refiner', 'layers')
@@ -403,12 +403,12 @@ def module_paths(config: ZImageConfig, scan: bool) -> dict[str, str]:
     return _table(config).paths(scan)
 
 
-def weight_rules(config: ZImageConfig, scan: bool) -> list[Rule]:
+def weight_rules(config: ZImageConfig, scan: bool) -> list[WeightRule]:
     """The table of Diffusers' ZImageTransformer2DModel checkpoint; scanned blocks stack over their
     index.
     """
     return [
-        Rule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
-        Rule('{t:x_pad_token|cap_pad_token}', '{t}'),
+        WeightRule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
+        WeightRule('{t:x_pad_token|cap_pad_token}', '{t}'),
         *_table(config).rules(scan),
     ]

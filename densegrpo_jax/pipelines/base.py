@@ -25,7 +25,7 @@ from densegrpo_jax.networks.network import Network, sharding_rules
 from densegrpo_jax.pipelines.packing import token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
-from densegrpo_jax.runtime.sharding import Rule
+from densegrpo_jax.runtime.sharding import ShardingRule
 
 # What the transformer gets of B prompts, by name; every pipeline declares its own arrays
 # (`Pipeline.conditioning_shapes`). 'context' [B, L, D]: the states of the text encoders' tokens.
@@ -98,7 +98,7 @@ class Pipeline:
         return self.modules['transformer']
 
     @property
-    def sharding_rules(self) -> tuple[Rule, ...]:
+    def sharding_rules(self) -> tuple[ShardingRule, ...]:
         """The placement of the parameters of all its networks, and of states made of them."""
         return sharding_rules(self.modules.values())
 

@@ -15,7 +15,7 @@ from densegrpo_jax.networks import clip_text, clip_vision
 from densegrpo_jax.networks.clip_text import ClipTextConfig, ClipTextModel
 from densegrpo_jax.networks.clip_vision import ClipVisionConfig, ClipVisionModel
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
 from densegrpo_jax.pipelines.tokenizers import open_tokenizer, tokenize
 from densegrpo_jax.pipelines.weights import files as weights
@@ -108,16 +108,19 @@ class Clip:
             params['logit_scale'] = jax.ShapeDtypeStruct((), jnp.float32)
         return params
 
-    def weight_rules(self) -> list[Rule]:
+    def weight_rules(self) -> list[WeightRule]:
         """The table of Transformers' CLIPModel checkpoint; without a text tower its keys are known
         and ignored.
         """
         vision = clip_vision.weight_rules()
         rules = _inside('vision_model', vision)
         if self.text is None:
-            return [*rules, Rule(r'{p:text_model\..+|text_projection\.weight|logit_scale}', None)]
+            return [
+                *rules,
+                WeightRule(r'{p:text_model\..+|text_projection\.weight|logit_scale}', None),
+            ]
         text = clip_text.weight_rules(self.text.scan)
-        return [*rules, *_inside('text_model', text), Rule('logit_scale', 'logit_scale')]
+        return [*rules, *_inside('text_model', text), WeightRule('logit_scale', 'logit_scale')]
 
 
 def read_clip(
@@ -206,7 +209,7 @@ def _layout(clip: Clip, source: pathlib.Path) -> dict:
     }
 
 
-def _inside(name: str, rules: list[Rule]) -> list[Rule]:
+def _inside(name: str, rules: list[WeightRule]) -> list[WeightRule]:
     """A tower's table as part of the whole model's."""
     return [
         dataclasses.replace(

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 MIN_SHARD_BYTES = 4 << 20  # splitting smaller arrays saves too little memory for a collective
 
 
-class Rule(NamedTuple):
+class ShardingRule(NamedTuple):
     """``pattern`` is searched in the parameter's path; ``spec`` gives the mesh axes of its last
     dimensions.
 
@@ -44,7 +44,7 @@ ROW = (('tensor', 'fsdp'), None)
 @functools.cache
 def rules_of(
     column: tuple[str, ...], row: tuple[str, ...], matrices: tuple[str, ...] = ()
-) -> tuple[Rule, ...]:
+) -> tuple[ShardingRule, ...]:
     """The table for networks with the given layers, their adapters and their quantised kernels.
 
     Args, all of them regular expressions for the last components of paths:
@@ -57,19 +57,21 @@ def rules_of(
         # Adapters: whole if an axis does not divide them. fsdp splits a dimension that is summed
         # over: from the outputs of b the split would spread to the activations, and the compiler
         # would gather those instead of the weights.
-        Rule(rf'{columns}/a$', ('fsdp', None), uneven='replicate'),
-        Rule(rf'{columns}/b$', ('fsdp', 'tensor'), uneven='replicate'),
-        Rule(rf'{rows}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
-        Rule(rf'{rows}/b$', ('fsdp', None), uneven='replicate'),
-        Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
+        ShardingRule(rf'{columns}/a$', ('fsdp', None), uneven='replicate'),
+        ShardingRule(rf'{columns}/b$', ('fsdp', 'tensor'), uneven='replicate'),
+        ShardingRule(rf'{rows}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
+        ShardingRule(rf'{rows}/b$', ('fsdp', None), uneven='replicate'),
+        ShardingRule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
         # A quantised kernel's bits are placed like the kernel; its scales, at most a sixteenth of
         # the bytes, stay whole.
-        Rule(rf'{columns}/kernel(/qvalue)?$', COLUMN),
-        Rule(rf'{rows}/kernel(/qvalue)?$', ROW),
-        Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
-        Rule(rf'{others}$', COLUMN, uneven='replicate'),
-        Rule(r'/kernel(/qvalue)?$', COLUMN, uneven='replicate'),
-        Rule(r'(^|/)(bias|scale|weight)(/|$)', ()),
+        ShardingRule(rf'{columns}/kernel(/qvalue)?$', COLUMN),
+        ShardingRule(rf'{rows}/kernel(/qvalue)?$', ROW),
+        ShardingRule(
+            r'/embedding$', COLUMN, uneven='replicate'
+        ),  # vocabularies are rarely round numbers
+        ShardingRule(rf'{others}$', COLUMN, uneven='replicate'),
+        ShardingRule(r'/kernel(/qvalue)?$', COLUMN, uneven='replicate'),
+        ShardingRule(r'(^|/)(bias|scale|weight)(/|$)', ()),
     )
 
 
@@ -78,7 +80,9 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
+def spec_for(
+    name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[ShardingRule]
+) -> PartitionSpec:
     """The PartitionSpec that the first matching rule gives an array of ``shape``.
 
     Raises ValueError if no rule matches, if the spec has more entries than the array has
@@ -122,7 +126,7 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule])
     return PartitionSpec(*entries)
 
 
-def shardings(tree, mesh: Mesh, rules: Sequence[Rule], *, min_bytes: int | None = None):
+def shardings(tree, mesh: Mesh, rules: Sequence[ShardingRule], *, min_bytes: int | None = None):
     """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same
     structure.
 
@@ -154,7 +158,7 @@ def with_shardings(tree, tree_shardings):
 
 
 def init_sharded(
-    init: Callable, mesh: Mesh, *args, rules: Sequence[Rule], min_bytes: int | None = None
+    init: Callable, mesh: Mesh, *args, rules: Sequence[ShardingRule], min_bytes: int | None = None
 ):
     """``init(*args)``, each piece computed on its own device: no device or host ever holds the
     whole tree.

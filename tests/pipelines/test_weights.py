@@ -16,23 +16,23 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from densegrpo_jax.networks import flux
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.networks.block_stacks import unstack_blocks
 
 NAME = 'diffusion_pytorch_model.safetensors'
 RULES = [
-    Rule('in.weight', 'in/kernel', 'linear'),
-    Rule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
-    Rule('blocks.{i}.{p:up|down}.weight', 'blocks/{p}/kernel', 'linear'),
-    Rule('blocks.{i}.scale', 'blocks/scale'),
-    Rule('position_ids', None),
+    WeightRule('in.weight', 'in/kernel', 'linear'),
+    WeightRule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
+    WeightRule('blocks.{i}.{p:up|down}.weight', 'blocks/{p}/kernel', 'linear'),
+    WeightRule('blocks.{i}.scale', 'blocks/scale'),
+    WeightRule('position_ids', None),
 ]
 UNSCANNED = [
-    Rule('in.weight', 'in/kernel', 'linear'),
-    Rule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
-    Rule('blocks.{i}.{p:up|down}.weight', 'blocks_{i}/{p}/kernel', 'linear'),
-    Rule('blocks.{i}.scale', 'blocks_{i}/scale'),
+    WeightRule('in.weight', 'in/kernel', 'linear'),
+    WeightRule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
+    WeightRule('blocks.{i}.{p:up|down}.weight', 'blocks_{i}/{p}/kernel', 'linear'),
+    WeightRule('blocks.{i}.scale', 'blocks_{i}/scale'),
 ]
 
 
@@ -353,20 +353,20 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_rules_are_checked():
-    assert Rule('a.{i}.b', 'a_{i}/b').read('a.3.b') == ('a_3/b', None)
-    assert Rule('a.{i}.b', 'a/b').read('a.3.b') == ('a/b', 3)
+    assert WeightRule('a.{i}.b', 'a_{i}/b').read('a.3.b') == ('a_3/b', None)
+    assert WeightRule('a.{i}.b', 'a/b').read('a.3.b') == ('a/b', 3)
     assert (
-        Rule('a.{i}.b', 'a/b').read('a.x.b') is None
-        and Rule('a.{i}.b', 'a/b').read('xa.3.b') is None
+        WeightRule('a.{i}.b', 'a/b').read('a.x.b') is None
+        and WeightRule('a.{i}.b', 'a/b').read('xa.3.b') is None
     )
     # a dot is a dot
-    assert Rule('axb', 'q').read('a.b') is None and Rule('a.b', 'q').read('axb') is None
+    assert WeightRule('axb', 'q').read('a.b') is None and WeightRule('a.b', 'q').read('axb') is None
     assert (
-        Rule('a.{i}.{p:x|y}', 'a/{p}').write('a/y', 4) == 'a.4.y'
-        and Rule('a.{p:x|y}', 'a/{p}').write('a/z') is None
+        WeightRule('a.{i}.{p:x|y}', 'a/{p}').write('a/y', 4) == 'a.4.y'
+        and WeightRule('a.{p:x|y}', 'a/{p}').write('a/z') is None
     )
     with pytest.raises(ValueError, match='transform'):
-        Rule('a', 'b', 'transpose')
+        WeightRule('a', 'b', 'transpose')
     for source, target in (('a.{i}.{j}', 'b'), ('a', 'b/{i}')):
         with pytest.raises(ValueError, match='fields'):
-            Rule(source, target)
+            WeightRule(source, target)

@@ -14,7 +14,7 @@ from densegrpo_jax.networks.t5 import T5Encoder
 from densegrpo_jax.networks.vae import AutoencoderKL
 from densegrpo_jax.runtime import mesh as mesh_lib
 from densegrpo_jax.runtime import sharding as sharding_lib
-from densegrpo_jax.runtime.sharding import Rule
+from densegrpo_jax.runtime.sharding import ShardingRule
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 RULES = sharding_rules([FluxTransformer, ClipTextModel, T5Encoder, AutoencoderKL])
@@ -83,7 +83,10 @@ def test_the_table_on_real_names_and_shapes(name, shape, spec):
 
 def test_first_match_wins():
     tree = abstract(**{'block/special/kernel': (8, 8), 'block/plain/kernel': (8, 8)})
-    rules = (Rule('special/kernel', ('tensor', None)), Rule('kernel', ('fsdp', 'tensor')))
+    rules = (
+        ShardingRule('special/kernel', ('tensor', None)),
+        ShardingRule('kernel', ('fsdp', 'tensor')),
+    )
     mesh = mesh_lib.make_mesh(MESH)
     assert specs(tree, mesh, rules) == {
         'block/special/kernel': P('tensor'),
@@ -112,8 +115,8 @@ def test_uneven_dimension_is_an_error_unless_the_rule_says_replicate():
         ValueError,
         match=r"'layer/kernel': dimension 1 of shape \(6, 9\) does not divide over 'tensor' = 2",
     ):
-        specs(tree, mesh, (Rule('kernel', ('fsdp', 'tensor')),))
-    assert specs(tree, mesh, (Rule('kernel', ('fsdp', 'tensor'), uneven='replicate'),)) == {
+        specs(tree, mesh, (ShardingRule('kernel', ('fsdp', 'tensor')),))
+    assert specs(tree, mesh, (ShardingRule('kernel', ('fsdp', 'tensor'), uneven='replicate'),)) == {
         'layer/kernel': P('fsdp')
     }
 
@@ -121,11 +124,11 @@ def test_uneven_dimension_is_an_error_unless_the_rule_says_replicate():
 @pytest.mark.parametrize(
     'rule, message',
     [
-        (Rule('other', ()), "No sharding rule matches 'layer/kernel' of shape"),
-        (Rule('kernel', (None, None, 'fsdp')), 'has 3 entries'),
-        (Rule('kernel', ('model',)), r"names the axes \['model'\]; the mesh has"),
+        (ShardingRule('other', ()), "No sharding rule matches 'layer/kernel' of shape"),
+        (ShardingRule('kernel', (None, None, 'fsdp')), 'has 3 entries'),
+        (ShardingRule('kernel', ('model',)), r"names the axes \['model'\]; the mesh has"),
         (
-            Rule('kernel', (), uneven='ignore'),
+            ShardingRule('kernel', (), uneven='ignore'),
             "uneven must be 'error' or 'replicate', found 'ignore'",
         ),
     ],

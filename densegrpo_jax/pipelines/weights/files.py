@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.networks.weight_rules import WeightRule
 from densegrpo_jax.pipelines.weights.stored import FLOATS, open_file
 from densegrpo_jax.runtime.reading import read_json, shown
 
@@ -223,7 +223,7 @@ def open_tensors(folder: pathlib.Path) -> dict[str, Any]:
     return tensors
 
 
-def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[str]]]:
+def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[WeightRule, list[str]]]:
     """Path -> (rule, its keys in block order); raises one error for everything that does not
     fit.
     """

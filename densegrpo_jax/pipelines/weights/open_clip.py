@@ -4,7 +4,7 @@ HPSv2's checkpoints.
 
 from typing import Any
 
-from densegrpo_jax.networks.weight_rules import Rule, linear_rules, norm_rules
+from densegrpo_jax.networks.weight_rules import WeightRule, linear_rules, norm_rules
 from densegrpo_jax.pipelines.weights.stored import Rows
 
 PREFIX = 'model.'  # of files that were saved from inside another module
@@ -26,21 +26,21 @@ def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def weight_rules() -> list[Rule]:
+def weight_rules() -> list[WeightRule]:
     """The table from the result of `split_attention` to the parameters of `clip.Clip`. Projections
     are not transposed here.
     """
     rules = [
-        Rule('logit_scale', 'logit_scale'),
-        Rule('token_embedding.weight', 'text_model/token_embedding/embedding', 'embedding'),
-        Rule('positional_embedding', 'text_model/position_embedding/embedding', 'embedding'),
-        Rule('text_projection', 'text_model/text_projection'),
-        Rule('attn_mask', None),  # a buffer of old files
+        WeightRule('logit_scale', 'logit_scale'),
+        WeightRule('token_embedding.weight', 'text_model/token_embedding/embedding', 'embedding'),
+        WeightRule('positional_embedding', 'text_model/position_embedding/embedding', 'embedding'),
+        WeightRule('text_projection', 'text_model/text_projection'),
+        WeightRule('attn_mask', None),  # a buffer of old files
         *norm_rules('ln_final', 'text_model/final_layer_norm'),
-        Rule('visual.class_embedding', 'vision_model/class_embedding'),
-        Rule('visual.positional_embedding', 'vision_model/position_embedding'),
-        Rule('visual.conv1.weight', 'vision_model/patch_embedding', 'conv'),
-        Rule('visual.proj', 'vision_model/visual_projection'),
+        WeightRule('visual.class_embedding', 'vision_model/class_embedding'),
+        WeightRule('visual.positional_embedding', 'vision_model/position_embedding'),
+        WeightRule('visual.conv1.weight', 'vision_model/patch_embedding', 'conv'),
+        WeightRule('visual.proj', 'vision_model/visual_projection'),
         *norm_rules('visual.ln_pre', 'vision_model/pre_norm'),
         *norm_rules('visual.ln_post', 'vision_model/post_norm'),
     ]
