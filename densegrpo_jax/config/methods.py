@@ -40,7 +40,7 @@ _FLOW_GRPO = {
 FLOW_GRPO_LEVEL = 0.7  # of its noise table where a recipe has another; its code's for SD3.5
 
 # All but TempFlow-GRPO, whose idea that is, and ours, named `..._weighted`, give transitions equal
-# weights (loss.noise_power).
+# weights (loss.noise_power); those of `_CPS_CODE` weigh them by std^2 in their log-probability.
 METHODS: Mapping[str, Method] = {
     'dense_grpo': Method(
         {'credit.rule': 'dense', 'loss.noise_power': 0.0},
@@ -86,7 +86,8 @@ METHODS: Mapping[str, Method] = {
         'Flow-CPS, arXiv 2509.05952',
         "Kernel (Eq. 10), its code's unscaled log-probability with clip range 1e-5, and noise 0.8 "
         '(its runs have 0.7 to 0.8).',
-        'No KL to the reference.',
+        'No KL to the reference. On policy the unscaled log-probability weighs a transition by '
+        'std², as `loss.noise_power=2` does.',
         'T',
     ),
     'coca': Method(
@@ -176,10 +177,12 @@ METHODS: Mapping[str, Method] = {
         'differences with its range 1e-4 and step weights 0.99^k; the last prediction is not '
         'decoded where it is the sample. A group shares its first prediction, so that the reward '
         'scores 2 G + 1 images.',
-        'All pairs of a group instead of single ones (`loss.pairs=neighbours`); advantages are '
-        "normalised in the group, where its code keeps returns of earlier iterations. The recipe's "
-        'kernel stays: the source has SD-Turbo with DDIM, η = 1. To score completions instead of '
-        'predictions is not built.',
+        'With one update per iteration, as in the recipes, the log-ratio is 0, and the gradient of '
+        'the pairs is that of `loss.kind=grpo`, 4 G / (G − 1) times as long, which Adam takes '
+        'away. All pairs of a group instead of single ones (`loss.pairs=neighbours`). Advantages '
+        'are normalised in the group, where its code keeps returns of earlier iterations. The '
+        "recipe's kernel stays: the source has SD-Turbo with DDIM, η = 1. To score completions "
+        'instead of predictions is not built.',
         'T',
     ),
     'nft': Method(
@@ -259,6 +262,7 @@ METHODS: Mapping[str, Method] = {
         'Turning points by signs of neighbouring gains and of what follows; kernel, noise, '
         'log-probability and clip range of its FLUX configurations, which have T = 6 and groups of '
         '24 as our recipes. Of their 5 or 6 noisy transitions the kernel leaves the sixth silent.',
+        'The unscaled log-probability weighs transitions by std², as in `flow_cps`. '
         'The bonuses are not balanced in number between rise and fall. With fewer trained '
         'transitions the first of the trajectory still counts as first. Noise of 0.8 is that of '
         'FLUX; its configurations have 0.7 for SD3.5.',
@@ -271,6 +275,7 @@ METHODS: Mapping[str, Method] = {
         'TP-GRPO, arXiv 2602.06422',
         'The rule that all shipped configurations set: no condition on what follows, bonus '
         'V_{k+1} − V_k with weight 1, nothing balanced or propagated.',
+        'The unscaled log-probability weighs transitions by std², as in `flow_cps`. '
         'It mirrors the paper, whose transitions get gains and whose turning points get the long '
         'term; without turning points it is sparse credit with a baseline. Noise of 0.8 is that of '
         'FLUX; its configurations have 0.7 for SD3.5.',

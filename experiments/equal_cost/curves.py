@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -33,19 +33,28 @@ def score_at(rows: Rows, axis: str, spent: float) -> float:
     return float(np.interp(spent, x, y)) if spent <= x[-1] * (1 + 1e-9) else float('nan')
 
 
-def mean_to(rows: Rows, axis: str, spent: float) -> float:
+def mean_to(rows: Rows, axis: str, spent: float, at: Sequence[float] | None = None) -> float:
     """The mean height of the curve from the start to `spent`: its integral, linear between
     evaluations, divided by `spent`. It uses all evaluations, so it is less noisy than the last.
-    NaN if the run ended before.
+    NaN if the run ended before. at: of the curve through its values there instead, see
+    `fewest_points`.
     """
     x = np.array([row[axis] for row in rows], float)
     y = np.array([row['score'] for row in rows], float)
     if spent <= 0 or spent > x[-1] * (1 + 1e-9):
         return float('nan')
     spent = min(spent, x[-1])
-    inside = x < spent
-    x, y = np.append(x[inside], spent), np.append(y[inside], np.interp(spent, x, y))
-    return float(np.trapezoid(y, x) / spent)
+    own = x if at is None else np.array(at, float)
+    grid = np.append(own[own < spent], spent)
+    return float(np.trapezoid(np.interp(grid, x, y), grid) / spent)
+
+
+def fewest_points(runs: Iterable[Rows], axis: str, spent: float) -> list[float]:
+    """Where the run with the fewest evaluations up to `spent` has them. Learning curves are
+    concave, so one that is read at fewer points lies lower: curves are compared on these.
+    """
+    grids = [[row[axis] for row in run if row[axis] < spent] for run in runs]
+    return min(grids, key=len, default=[])
 
 
 def spent_until(rows: Rows, axis: str, score: float) -> float:

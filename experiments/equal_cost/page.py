@@ -9,7 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from densegrpo_jax.runtime.markdown import table
-from experiments.equal_cost.curves import AXES, Rows, mean_to, score_at, spent_until, with_costs
+from experiments.equal_cost.curves import (
+    AXES,
+    Rows,
+    fewest_points,
+    mean_to,
+    score_at,
+    spent_until,
+    with_costs,
+)
 from experiments.equal_cost.measures import Measures
 from experiments.equal_cost.sweep import RATE_SEED, Entry, best_rates, rates
 from experiments.equal_cost.variants import CLAIMS, DENSE, SPARSE, VARIANTS, Comparison
@@ -75,7 +83,8 @@ def axes_of(records: Records) -> list[str]:
 
 def difference(curves: Curves, comparison: Comparison, measures: Measures) -> Difference:
     """A comparison over the seeds that both variants have: of measures at the end of the runs, or
-    of the mean heights of the curves up to what both have spent on an axis.
+    of the mean heights of the curves up to what both have spent on an axis, both read where the one
+    with fewer evaluations has them.
     """
     if MEASURED in comparison.quantity:
         more, less = (
@@ -83,14 +92,18 @@ def difference(curves: Curves, comparison: Comparison, measures: Measures) -> Di
         )
         return paired(more, less)
     pair = [curves.of.get(name, {}) for name in (comparison.more, comparison.less)]
-    axis = comparison.quantity
-    ends = [run[-1][axis] for runs in pair for run in runs.values()]
-    spent = min(ends, default=0.0)
-    firsts = [run[1][axis] for runs in pair for run in runs.values() if len(run) > 1]
-    if spent < max(firsts, default=0.0):  # a curve that was not evaluated up to there
+    axis, runs = comparison.quantity, [run for each in pair for run in each.values()]
+    spent = min((run[-1][axis] for run in runs), default=0.0)
+    if not all(_evaluated(run, axis, spent) for run in runs):
         return paired({}, {})
-    more, less = ({seed: mean_to(run, axis, spent) for seed, run in runs.items()} for runs in pair)
+    at = fewest_points(runs, axis, spent)
+    more, less = ({s: mean_to(run, axis, spent, at) for s, run in of.items()} for of in pair)
     return paired(more, less)
+
+
+def _evaluated(run: Rows, axis: str, spent: float) -> bool:
+    """Whether the curve was evaluated up to there after its start."""
+    return len(run) > 1 and run[1][axis] <= spent
 
 
 def write(
@@ -154,8 +167,9 @@ def _introduction(records: Records, budget: float) -> str:
         'a training, such as a process reward, is in no budget and no cost; the table of learning '
         'rates says beside each method what it took. '
         'A difference is that of the mean heights of '
-        "two curves up to the same cost, seed by seed, with the 95 % interval of Student's t; it "
-        'holds if that interval and the BCa bootstrap exclude 0. The rate stays the same over a '
+        'two curves up to the same cost, both read where the one with fewer evaluations has them, '
+        "seed by seed, with the 95 % interval of Student's t; it holds if that interval and the "
+        'BCa bootstrap exclude 0. The rate stays the same over a '
         'run, so that a curve may be cut anywhere; the score is that of the moving average of the '
         'weights. [runs.csv](runs.csv) has the command of every run, '
         '[evaluations.csv](evaluations.csv) the curves.'
@@ -166,8 +180,11 @@ def _table(curves: Curves, axis: str) -> str:
     """A row per variant, the highest first, at what all runs have spent."""
     spent = curves.budgets[axis]
     target = [score_at(run, axis, run[-1][axis]) for run in curves.of.get(DENSE, {}).values()]
-    rows = []
+    rows, late = [], []
     for name, runs in curves.of.items():
+        if not all(_evaluated(run, axis, spent) for run in runs.values()):
+            late.append(name)
+            continue
         scores = [score_at(run, axis, spent) for run in runs.values()]
         heights = [mean_to(run, axis, spent) for run in runs.values()]
         row = [f'`{name}`', str(len(runs)), _spread(scores), _spread(heights)]
@@ -187,7 +204,9 @@ def _table(curves: Curves, axis: str) -> str:
     head = ['method', 'seeds', f'score at {spent:,.0f}', 'mean height to there']
     head += [f'against `{other}`' for other in (DENSE, SPARSE)]
     head += [f'reached the end of `{DENSE}` after, in parts of {spent:,.0f}'] if target else []
-    return table(head, [row for _, row in sorted(rows, key=lambda entry: -entry[0])])
+    found = table(head, [row for _, row in sorted(rows, key=lambda entry: -entry[0])])
+    told = ', '.join(f'`{name}`' for name in late)
+    return found + (f'\n\nEvaluated only after that cost: {told}.' if late else '')
 
 
 def _measured(curves: Curves, measures: Measures) -> str:

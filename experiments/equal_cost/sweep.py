@@ -29,7 +29,6 @@ from experiments.reproduction.sweep import Run, configured
 
 RATES = (0.3, 1.0, 3.0)  # times the recipe's learning rate
 RATE_SEED = '100'  # no seed of the table: a rate that was lucky on a seed must not count twice
-EVALUATIONS = 6  # of a run, after the start
 DENSE_UPDATES = 60  # they set the budget
 FILES = ('d2.file', 'guide.file')  # made before a training, for methods that name one
 
@@ -45,6 +44,7 @@ class Entry:
       updates: as many as the budget pays for.
       learning_rate: the recipe's. measures_kl: whether its runs would.
       before: spent before its runs, which the budget is not to pay for.
+      evaluations: of a run, after the start.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Entry:
     update: float
     measures_kl: bool = False
     before: Before = Before()
+    evaluations: int = 6
 
     @property
     def images(self) -> float:
@@ -78,7 +79,7 @@ class Entry:
             # Else a curve that is cut at what others have spent is one of larger steps.
             ('optim.decay', 'constant'),
             ('iterations', self.updates),
-            ('eval.every', max(1, self.updates // EVALUATIONS)),
+            ('eval.every', max(1, self.updates // self.evaluations)),
         )
         if self.measures_kl:  # a fifth of an update, and `measures` has the KL at the end
             changes = (*changes, ('loss.measure_kl', False))
@@ -165,6 +166,7 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
         updating(complete),
         measures_kl,
         before(complete),
+        variant.evaluations,
     )
 
 

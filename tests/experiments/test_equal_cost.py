@@ -17,7 +17,7 @@ from experiments import reproduce
 from experiments.equal_cost import measures, page, sweep
 from experiments.equal_cost import run as equal_cost
 from experiments.equal_cost.budget import updates_within
-from experiments.equal_cost.curves import mean_to, score_at, spent_until, with_costs
+from experiments.equal_cost.curves import fewest_points, mean_to, score_at, spent_until, with_costs
 from experiments.equal_cost.measures import STEPS, Measures, means
 from experiments.equal_cost.variants import (
     CLAIMS,
@@ -126,6 +126,29 @@ def test_curves_are_read_between_evaluations():
     rows = with_costs(ROWS, 24, 5)
     assert [row['images'] for row in rows] == [0, 24, 72, 96]
     assert [row['work'] for row in rows] == [0, 15, 45, 60]
+
+
+def test_curves_are_compared_where_the_coarser_one_was_evaluated():
+    """One concave curve, evaluated at each of eight costs and at each third: equal to itself."""
+    fine = [{'nfe': x, 'score': math.sqrt(x)} for x in range(0, 9)]
+    coarse = fine[::3]
+    assert mean_to(fine, 'nfe', 6.0) - mean_to(coarse, 'nfe', 6.0) > 0.05
+    at = fewest_points([fine, coarse], 'nfe', 6.0)
+    assert at == [0, 3]
+    assert (
+        mean_to(fine, 'nfe', 6.0, at)
+        == mean_to(coarse, 'nfe', 6.0)
+        == mean_to(coarse, 'nfe', 6.0, at)
+    )
+
+
+def test_the_one_stride_of_g2rpo_is_e_grpo_without_merging():
+    """So that its runs are the control of both."""
+    unmerged = Variant('e_grpo', {'plan.merge_tau': 0.0})
+    found = [sweep.loaded(CONFIG, v, []) for v in (unmerged, VARIANTS['g2rpo_one_stride'])]
+    for config in found:
+        config.label = ''
+    assert found[0].to_dict() == found[1].to_dict()
 
 
 def test_a_mean_height_is_the_integral_of_the_drawn_curve():
@@ -247,6 +270,15 @@ def test_differences_need_seeds_in_common():
     curves = page.Curves({'a': runs('0', '1'), 'b': runs('2')}, {})
     assert page.difference(curves, Comparison('a', 'b'), page.NONE).verdict == NOT_RUN
     assert page.difference(curves, Comparison('a', 'c'), page.NONE).verdict == NOT_RUN
+
+
+def test_what_was_evaluated_too_late_for_a_cost_has_no_score_there():
+    soon = {'0': with_costs(ROWS, 24, 5)}
+    late = {'0': [ROWS[0], *with_costs(ROWS, 24, 5)[3:]]}
+    curves = page.Curves({'soon': soon, 'late': late}, {'nfe': 20.0})
+    text = page._table(curves, 'nfe')
+    assert '| `soon` | 1 | 0.6500 |' in text
+    assert '`late` |' not in text and text.endswith('Evaluated only after that cost: `late`.')
 
 
 def test_measures_are_kept_compared_and_shown(tmp_path):
