@@ -52,6 +52,7 @@ from experiments.foretelling.settings import (
     write_heights,
     write_pool,
 )
+from experiments.reproduction.drawing import save, subplots
 from experiments.reproduction.facts import commit
 from experiments.reproduction.figures import VARIANTS
 from experiments.reproduction.records import PAGE, Records, check_page
@@ -165,12 +166,7 @@ def write(
 def _draw(
     path: pathlib.Path, signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]]
 ) -> pathlib.Path:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.5, 5), dpi=110)
+    figure, axes = subplots(figsize=(7.5, 5), dpi=110)
     for name, s in signal.items():
         y, spread = np.mean(runs[name]), np.std(runs[name], ddof=len(runs[name]) > 1)
         across = [[max(s.value - s.low, 0)], [max(s.high - s.value, 0)]]
@@ -181,8 +177,7 @@ def _draw(
     axes.set_ylabel('mean held-out score of a run')
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from densegrpo_jax.runtime.markdown import table
+from experiments.reproduction.drawing import save, subplots
 from experiments.reproduction.statistics import NOT_RUN, Difference, claims_table, paired
 from experiments.searching.cases import (
     BASE,
@@ -159,12 +160,7 @@ def crossing_point(curve: Sequence[tuple[float, float]], level: float) -> float 
 
 def _draw(path: pathlib.Path, records: Records, task: str) -> pathlib.Path:
     """The metric against the evaluations spent, and against the diversity of the final set."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), dpi=110)
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4.2), dpi=110)
     for i, method in enumerate(METHODS):
         look = dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--', marker='o', markersize=4)
         points, spread = [], []
@@ -188,8 +184,7 @@ def _draw(path: pathlib.Path, records: Records, task: str) -> pathlib.Path:
     for panel in (left, right):
         panel.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
     return path
 
 
