@@ -55,6 +55,7 @@ from experiments.foretelling.settings import (
 from experiments.reproduction.drawing import save, subplots
 from experiments.reproduction.facts import commit
 from experiments.reproduction.figures import VARIANTS
+from experiments.reproduction.probe_statistics import bootstrap
 from experiments.reproduction.records import PAGE, Records, check_page
 from experiments.reproduction.statistics import summary
 from experiments.reproduction.sweep import CommandFailed, base_digest, complete
@@ -100,16 +101,16 @@ def heights(records: Records) -> dict[str, list[float]]:
     return {name: [summary(run) for run in records.curves(name).values()] for name in names}
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Interval:
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
     """Spearman's, with a 95 % bootstrap interval over pairs."""
-    rng, x, y = np.random.default_rng(seed), np.asarray(x), np.asarray(y)
-    drawn = []
-    for _ in range(RESAMPLES):
-        rows = rng.integers(len(x), size=len(x))
-        if np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0:
-            drawn.append(stats.spearmanr(x[rows], y[rows]).statistic)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(stats.spearmanr(x, y).statistic), float(low), float(high))
+    x, y = np.asarray(x), np.asarray(y)
+
+    def of(rows: np.ndarray) -> float:
+        spread = np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0
+        return stats.spearmanr(x[rows], y[rows]).statistic if spread else math.nan
+
+    low, high = bootstrap(of, len(x), RESAMPLES)
+    return Interval(float(of(np.arange(len(x)))), float(low), float(high))
 
 
 def write(
