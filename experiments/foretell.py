@@ -36,7 +36,7 @@ from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.runtime.stop import FINISHED, StopRequest
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
@@ -58,7 +58,7 @@ from experiments.reproduction.figures import VARIANTS
 from experiments.reproduction.probe_statistics import bootstrap
 from experiments.reproduction.records import PAGE, Records, check_page
 from experiments.reproduction.statistics import summary
-from experiments.reproduction.sweep import CommandFailed, base_digest, complete
+from experiments.reproduction.sweep import base_digest, complete, status_of
 
 _WHOLE = {'window': 1, 'alpha': 0.0}
 CREDITS: Mapping[str, Credit] = {
@@ -216,20 +216,18 @@ def main(flag) -> int:
     trained_with = [name for name in NOISES if records.seeds(name)]
     workdir.mkdir(parents=True, exist_ok=True)
     size = [f'--prompts={flag.prompts}', f'--group={flag.group}', '--completions=1,2,3']
-    try:
-        with handle_stop_signals() as stop:
-            for name in ('base', *trained_with):
-                changes = VARIANTS.get(name, {})
-                keys = [f'--config.{key}={value}' for key, value in changes.items()]
-                command = ['python', '-m', 'densegrpo_jax.preflight', f'--config={flag.config}']
-                command += [f'--workdir={workdir / name}', *size, *keys]
-                complete(command, workdir / f'{name}.txt', stop)
-    except Preempted as reason:
-        logging.warning('%s; the same command continues', reason)
-        return RESUMABLE
-    except CommandFailed as reason:
-        logging.error('%s', reason)
-        return reason.status
+
+    def work(stop: StopRequest) -> int:
+        for name in ('base', *trained_with):
+            changes = VARIANTS.get(name, {})
+            keys = [f'--config.{key}={value}' for key, value in changes.items()]
+            command = ['python', '-m', 'densegrpo_jax.preflight', f'--config={flag.config}']
+            command += [f'--workdir={workdir / name}', *size, *keys]
+            complete(command, workdir / f'{name}.txt', stop)
+        return FINISHED
+
+    if status := status_of(work):
+        return status
     pipeline = open_base(config, make_mesh(config.mesh))[1]
     trained = make_schedule(pipeline, config).masks.trained
     noises = {name: _measured(workdir / name) for name in trained_with}
