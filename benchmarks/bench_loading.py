@@ -40,26 +40,10 @@ def network(blocks: int):
 
 
 def shapes_of(net):
-    import jax
-    import jax.numpy as jnp
+    from densegrpo_jax.pipelines.flux import FluxPipeline
 
-    c, one = net.config, jnp.zeros(1)
-    x, text, pooled = (
-        jnp.zeros((1, 1, c.in_channels)),
-        jnp.zeros((1, 1, c.joint_attention_dim)),
-        jnp.zeros((1, c.pooled_projection_dim)),
-    )
-    return jax.eval_shape(
-        net.init,
-        jax.random.key(0),
-        x,
-        text,
-        pooled,
-        one,
-        None,
-        jnp.zeros((1, 3)),
-        jnp.zeros((1, 3)),
-    )['params']
+    pipeline = FluxPipeline({'transformer': net}, (), {}, 0, {})
+    return pipeline.abstract_params()['transformer']
 
 
 def blocks_for(gib: float) -> int:

@@ -39,11 +39,18 @@ from densegrpo_jax.config.loading import load, with_method
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.unread import unread
 from densegrpo_jax.runtime.markdown import table
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.runtime.stop import FINISHED, StopRequest
 from experiments.reproduction.drawing import LABELS, draw_curves
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import PAGE, Records, check_page
-from experiments.reproduction.sweep import Run, check_sweep, configured, recorded, run_all
+from experiments.reproduction.sweep import (
+    Run,
+    check_sweep,
+    configured,
+    recorded,
+    run_all,
+    status_of,
+)
 
 METHOD = 'method'  # as a key of --vary: the recipe's variant of that name
 
@@ -169,13 +176,12 @@ def main(flag, extra: Sequence[str]) -> int:
     check_page(out, 'python -m experiments.compare', ('curves.png',))
     left = [run for run in runs if not recorded(records, run)]
     base = check_sweep(flag.config, extra, left, records, out)
-    try:
-        with handle_stop_signals() as stop:
-            facts = {'base': base, 'device': device(), 'commit': commit()}
-            status = 1 if run_all(left, 1, stop, facts) else FINISHED
-    except Preempted as reason:
-        logging.warning('%s; the same command continues', reason)
-        status = RESUMABLE
+
+    def work(stop: StopRequest) -> int:
+        facts = {'base': base, 'device': device(), 'commit': commit()}
+        return 1 if run_all(left, 1, stop, facts) else FINISHED
+
+    status = status_of(work)
     for run in left:
         if run.finished:
             records.add(run.folder)

@@ -36,7 +36,7 @@ from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.runtime.stop import FINISHED, StopRequest
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
@@ -52,11 +52,13 @@ from experiments.foretelling.settings import (
     write_heights,
     write_pool,
 )
+from experiments.reproduction.drawing import save, subplots
 from experiments.reproduction.facts import commit
 from experiments.reproduction.figures import VARIANTS
+from experiments.reproduction.probe_statistics import bootstrap
 from experiments.reproduction.records import PAGE, Records, check_page
 from experiments.reproduction.statistics import summary
-from experiments.reproduction.sweep import CommandFailed, base_digest, complete
+from experiments.reproduction.sweep import base_digest, complete, status_of
 
 _WHOLE = {'window': 1, 'alpha': 0.0}
 CREDITS: Mapping[str, Credit] = {
@@ -99,16 +101,16 @@ def heights(records: Records) -> dict[str, list[float]]:
     return {name: [summary(run) for run in records.curves(name).values()] for name in names}
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Interval:
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
     """Spearman's, with a 95 % bootstrap interval over pairs."""
-    rng, x, y = np.random.default_rng(seed), np.asarray(x), np.asarray(y)
-    drawn = []
-    for _ in range(RESAMPLES):
-        rows = rng.integers(len(x), size=len(x))
-        if np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0:
-            drawn.append(stats.spearmanr(x[rows], y[rows]).statistic)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(stats.spearmanr(x, y).statistic), float(low), float(high))
+    x, y = np.asarray(x), np.asarray(y)
+
+    def of(rows: np.ndarray) -> float:
+        spread = np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0
+        return stats.spearmanr(x[rows], y[rows]).statistic if spread else math.nan
+
+    low, high = bootstrap(of, len(x), RESAMPLES)
+    return Interval(float(of(np.arange(len(x)))), float(low), float(high))
 
 
 def write(
@@ -165,12 +167,7 @@ def write(
 def _draw(
     path: pathlib.Path, signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]]
 ) -> pathlib.Path:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.5, 5), dpi=110)
+    figure, axes = subplots(figsize=(7.5, 5), dpi=110)
     for name, s in signal.items():
         y, spread = np.mean(runs[name]), np.std(runs[name], ddof=len(runs[name]) > 1)
         across = [[max(s.value - s.low, 0)], [max(s.high - s.value, 0)]]
@@ -181,8 +178,7 @@ def _draw(
     axes.set_ylabel('mean held-out score of a run')
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
     return path
 
 
@@ -220,20 +216,18 @@ def main(flag) -> int:
     trained_with = [name for name in NOISES if records.seeds(name)]
     workdir.mkdir(parents=True, exist_ok=True)
     size = [f'--prompts={flag.prompts}', f'--group={flag.group}', '--completions=1,2,3']
-    try:
-        with handle_stop_signals() as stop:
-            for name in ('base', *trained_with):
-                changes = VARIANTS.get(name, {})
-                keys = [f'--config.{key}={value}' for key, value in changes.items()]
-                command = ['python', '-m', 'densegrpo_jax.preflight', f'--config={flag.config}']
-                command += [f'--workdir={workdir / name}', *size, *keys]
-                complete(command, workdir / f'{name}.txt', stop)
-    except Preempted as reason:
-        logging.warning('%s; the same command continues', reason)
-        return RESUMABLE
-    except CommandFailed as reason:
-        logging.error('%s', reason)
-        return reason.status
+
+    def work(stop: StopRequest) -> int:
+        for name in ('base', *trained_with):
+            changes = VARIANTS.get(name, {})
+            keys = [f'--config.{key}={value}' for key, value in changes.items()]
+            command = ['python', '-m', 'densegrpo_jax.preflight', f'--config={flag.config}']
+            command += [f'--workdir={workdir / name}', *size, *keys]
+            complete(command, workdir / f'{name}.txt', stop)
+        return FINISHED
+
+    if status := status_of(work):
+        return status
     pipeline = open_base(config, make_mesh(config.mesh))[1]
     trained = make_schedule(pipeline, config).masks.trained
     noises = {name: _measured(workdir / name) for name in trained_with}

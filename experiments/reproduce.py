@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_folder, define_seeds, run_main
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.runtime.stop import FINISHED, StopRequest
 from experiments.equal_cost import run as equal_cost
 from experiments.equal_cost.variants import VARIANTS as VARIED
 from experiments.reproduction import page, probed
@@ -45,7 +45,7 @@ from experiments.reproduction.figures import FIGURES, GATE, PSI, VARIANTS, selec
 from experiments.reproduction.probed import MEASURES
 from experiments.reproduction.records import Records, check_page, check_results
 from experiments.reproduction.statistics import NOT_RUN
-from experiments.reproduction.sweep import CommandFailed, Run, check_sweep, complete, run_all
+from experiments.reproduction.sweep import Run, check_sweep, complete, run_all, status_of
 
 
 def chosen_runs(
@@ -85,7 +85,7 @@ def main(flag, extra: Sequence[str]) -> int:
     figures = select(flag.figure, MEASURES)
     psi = pathlib.Path(flag.psi).expanduser() if flag.psi else workdir / 'psi.json'
     runs = chosen_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
-    records, status = Records.load(out), FINISHED
+    records = Records.load(out)
     check_page(out, page.TITLE)
     if flag.run:
         left = [run for run in runs if not run.finished]
@@ -95,45 +95,23 @@ def main(flag, extra: Sequence[str]) -> int:
         found = records.runs or measured or any(run.finished for run in runs)
         check_results(bool(found), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
-    try:
-        with handle_stop_signals() as stop:
-            if flag.run:
-                if not flag.psi and any(PSI in VARIANTS[run.variant].values() for run in runs):
-                    command = [
-                        'python',
-                        '-m',
-                        'densegrpo_jax.calibrate',
-                        f'--config={flag.config}',
-                        *extra,
-                        '--unread=warn',  # `extra` is of the trainings
-                    ]
-                    complete(
-                        [*command, f'--workdir={workdir / "calibration"}', f'--out={psi}'],
-                        workdir / 'calibration.txt',
-                        stop,
-                    )
-                facts = {'base': base, 'device': device(), 'commit': flag.commit or commit()}
-                status = 1 if runs and run_all(runs, flag.jobs, stop, facts) else FINISHED
-                if measures := [name for name in figures if name in MEASURES]:
-                    command = [
-                        'python',
-                        '-m',
-                        'experiments.probe',
-                        f'--config={flag.config}',
-                        *extra,
-                        f'--measure={",".join(measures)}',
-                    ]
-                    complete(
-                        [*command, f'--workdir={workdir / "probe"}', f'--out={out}'],
-                        workdir / 'probe.txt',
-                        stop,
-                    )
-    except Preempted as reason:
-        logging.warning('%s; the same command continues', reason)
-        status = RESUMABLE
-    except CommandFailed as reason:
-        logging.error('%s', reason)
-        status = reason.status
+
+    def work(stop: StopRequest) -> int:
+        if not flag.psi and any(PSI in VARIANTS[run.variant].values() for run in runs):
+            command = ['python', '-m', 'densegrpo_jax.calibrate', f'--config={flag.config}', *extra]
+            command += ['--unread=warn']  # `extra` is of the trainings
+            command += [f'--workdir={workdir / "calibration"}', f'--out={psi}']
+            complete(command, workdir / 'calibration.txt', stop)
+        facts = {'base': base, 'device': device(), 'commit': flag.commit or commit()}
+        status = 1 if runs and run_all(runs, flag.jobs, stop, facts) else FINISHED
+        if measures := [name for name in figures if name in MEASURES]:
+            command = ['python', '-m', 'experiments.probe', f'--config={flag.config}', *extra]
+            command += [f'--measure={",".join(measures)}']
+            command += [f'--workdir={workdir / "probe"}', f'--out={out}']
+            complete(command, workdir / 'probe.txt', stop)
+        return status
+
+    status = status_of(work) if flag.run else FINISHED
     for run in runs:
         if run.finished:
             records.add(run.folder)

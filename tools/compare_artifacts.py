@@ -11,10 +11,11 @@ import dataclasses
 import json
 import pathlib
 import re
-import struct
 from collections.abc import Mapping, Sequence
 
+import ml_dtypes  # noqa: F401 (gives NumPy bfloat16)
 import numpy as np
+import safetensors
 
 # Times, and values derived from others that are compared.
 NOT_COMPARED = re.compile(
@@ -198,24 +199,9 @@ def renamed(name: str, renames: Sequence) -> str:
 
 
 def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
-    """(name -> array, metadata); types that NumPy lacks come as their bits."""
-    types = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'I64': 'i8', 'I32': 'i4', 'U8': 'u1'}
-    content = path.read_bytes()
-    (size,) = struct.unpack('<Q', content[:8])
-    header, body = json.loads(content[8 : 8 + size]), memoryview(content)[8 + size :]
-    tables = {}
-    metadata = header.pop('__metadata__', {})
-    for name, entry in header.items():
-        start, end = entry['data_offsets']
-        if entry['dtype'] == 'BF16':  # the upper half of a float32
-            bits = np.frombuffer(body[start:end], '<u2').astype('<u4') << 16
-            array = bits.view('<f4')
-        else:
-            array = np.frombuffer(body[start:end], '<' + types.get(entry['dtype'], 'u1'))
-        tables[f'{name} ({entry["dtype"]})'] = (
-            array.reshape(entry['shape']) if array.size == np.prod(entry['shape']) else array
-        )
-    return tables, metadata
+    """(name -> array, metadata)."""
+    with safetensors.safe_open(path, framework='numpy') as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
 def read_checkpoint(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -288,7 +274,7 @@ class Comparison:
     def _reading(self, where: str):
         try:
             yield
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
             self.add([Difference(where, f'cannot be read: {type(error).__name__}: {error}')])
 
     def _files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:

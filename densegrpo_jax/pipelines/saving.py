@@ -13,13 +13,6 @@ from densegrpo_jax.pipelines.weights import files as weights
 SHARD_BYTES = 5 << 30  # of a file of weights; one shard is in memory while it is written
 
 
-def folder_names(pipeline: Pipeline) -> list[str]:
-    """The file, then the folders, that `save_pipeline` writes directly in its folder."""
-    tokenizers = [e.tokenizer for e in pipeline.TEXT_ENCODERS]
-    components = [pipeline.folder(name) for name in pipeline.INDEX]
-    return ['model_index.json', 'scheduler', *components, *tokenizers]
-
-
 def save_pipeline(
     folder: str | pathlib.Path,
     pipeline: Pipeline,

@@ -2,12 +2,15 @@
 mask out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from densegrpo_jax.runtime.reading import shown
+
+log = logging.getLogger(__name__)
 
 
 class RewardError(RuntimeError):
@@ -109,6 +112,29 @@ def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[d
             f'{len(images)} images, {len(prompts)} prompts and {len(metadata)} metadata: expected '
             'equal numbers'
         )
+
+
+def each_or_none(what: str, function: Callable, batch_size: int, *columns: Sequence) -> list:
+    """Results of `function`, which takes rows of all columns and returns one result a row;
+    `batch_size` rows at a time.
+
+    If it raises, it gets each row of that batch alone, and a row for which it raises again has
+    None. The log names these as images on which `what` failed.
+    """
+    found: list = []
+    for start in range(0, len(columns[0]), batch_size):
+        batch = [column[start : start + batch_size] for column in columns]
+        try:
+            found += function(*batch)
+        except Exception:  # noqa: BLE001 (one image must not invalidate its neighbours)
+            for i in range(len(batch[0])):
+                try:
+                    found.append(function(*(column[i : i + 1] for column in batch))[0])
+                except Exception:
+                    text = '%s failed on image %d of the batch; it stays without a score'
+                    log.exception(text, what, start + i)
+                    found.append(None)
+    return found
 
 
 def check_scores(scores: Any, reward: Reward, count: int) -> None:

@@ -102,16 +102,22 @@ def read_direction(path: pathlib.Path) -> Direction:
     )
 
 
-def direction_for(reward: EmbeddingReward, file: str, omega: float | None) -> Direction:
-    """The direction of `file`, for the reward that it was learned for.
+def take_direction(reward: Any, file: str, omega: float | None) -> None:
+    """Sets the `direction` of an `EmbeddingReward`: that of `file`, or None with ''. With one, the
+    reward has no bounds, and also the score without it, NAME_unguided.
 
     Args:
       omega: instead of the file's, if not None.
 
     Raises:
       FileNotFoundError, ValueError: as `read_direction`; or it is of another reward, or of other
-        weights.
+        weights; or there is an omega and no file.
     """
+    reward.direction = None
+    if not file:
+        if omega is not None:
+            raise ValueError(f'reward.{reward.name}.omega={omega} is of a direction: give one too')
+        return
     path = pathlib.Path(file).expanduser()
     found = read_direction(path)
     for what, there, here in (
@@ -127,7 +133,9 @@ def direction_for(reward: EmbeddingReward, file: str, omega: float | None) -> Di
         if not np.isfinite(omega):
             raise ValueError(f'reward.{reward.name}.omega is {omega}; expected a finite number')
         found = dataclasses.replace(found, omega=float(omega))
-    return found
+    reward.direction = found
+    reward.names = (*reward.names, f'{reward.name}_unguided')
+    reward.range = (-np.inf, np.inf)  # the guided text is longer than 1
 
 
 def with_direction(

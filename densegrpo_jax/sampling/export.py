@@ -14,7 +14,8 @@ from absl import logging
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.saving import folder_names, save_pipeline
+from densegrpo_jax.pipelines.folder import folders
+from densegrpo_jax.pipelines.saving import save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.pipelines.weights.lora_reading import FILENAME, KOHYA_FILENAME
 from densegrpo_jax.runtime.markdown import table
@@ -59,9 +60,9 @@ configuration.
 
 def written(pipeline: Pipeline, layout: str) -> tuple[list[str], list[str]]:
     """The names of files and of folders that an export writes in its folder."""
-    index, *folders = folder_names(pipeline) if layout == MERGED else [None]
-    files = {'peft': FILENAME, 'kohya': KOHYA_FILENAME, MERGED: index}
-    return [files[layout], 'README.md', 'config.json', CURVE], folders
+    files = {'peft': FILENAME, 'kohya': KOHYA_FILENAME, MERGED: 'model_index.json'}
+    within = folders(type(pipeline)) if layout == MERGED else []
+    return [files[layout], 'README.md', 'config.json', CURVE], within
 
 
 def drawing(config, pipeline: Pipeline) -> dict[str, float]:

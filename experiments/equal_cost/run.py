@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.runtime.stop import FINISHED, StopRequest
 from experiments.equal_cost import measures, page, sweep
 from experiments.equal_cost.variants import VARIANTS
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import Records, check_page, check_results
 from experiments.reproduction.sweep import (
-    CommandFailed,
     Run,
     check_sweep,
     leave_out_earlier,
     recorded,
     run_all,
+    status_of,
 )
 
 FIGURE = 'methods'
@@ -56,34 +56,31 @@ def run(flag, extra: Sequence[str]) -> int:
     if not flag.run and not refused:  # the page says why those are left out
         check_results(bool(records.runs) or any(workdir.glob('*/**/summary.json')), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
-    status = FINISHED
     chosen = lambda: sweep.best_rates(sweep.rates(records, budget))
     stages = (
         lambda: sweep.searches(found, workdir, extra),
         lambda: sweep.finals(found, chosen(), flag.seeds, workdir, extra),
     )
-    try:
-        with handle_stop_signals() as stop:
-            for stage in stages:
-                runs = [r for r in stage() if not recorded(records, r)]
-                if flag.run and runs:
-                    leave_out_earlier(records, runs)
-                    facts = {'base': base, 'device': device(), 'commit': flag.commit or commit()}
-                    try:
-                        status = 1 if run_all(runs, flag.jobs, stop, facts) else status
-                    finally:
-                        _add(records, runs)
-                else:
+
+    def work(stop: StopRequest) -> int:
+        status = FINISHED
+        for stage in stages:
+            runs = [r for r in stage() if not recorded(records, r)]
+            if flag.run and runs:
+                leave_out_earlier(records, runs)
+                facts = {'base': base, 'device': device(), 'commit': flag.commit or commit()}
+                try:
+                    status = 1 if run_all(runs, flag.jobs, stop, facts) else status
+                finally:
                     _add(records, runs)
-            if flag.run:
-                finals = sweep.finals(found, chosen(), flag.seeds, workdir, extra)
-                measures.measure(finals, flag.config, measured, stop)
-    except Preempted as reason:
-        logging.warning('%s; the same command continues', reason)
-        status = RESUMABLE
-    except CommandFailed as reason:
-        logging.error('%s', reason)
-        status = reason.status
+            else:
+                _add(records, runs)
+        if flag.run:
+            finals = sweep.finals(found, chosen(), flag.seeds, workdir, extra)
+            measures.measure(finals, flag.config, measured, stop)
+        return status
+
+    status = status_of(work)
     records.save(out)
     measured.save(out)
     command = shlex.join(['python', '-m', 'experiments.reproduce', *sys.argv[1:]])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from densegrpo_jax.config.methods import METHODS
+from experiments.reproduction.statistics import Claim
 
 
 class Variant(NamedTuple):
@@ -56,14 +57,6 @@ class Comparison(NamedTuple):
     less: str
     # the mean height of the curve up to an equal cost on this axis, or SCORE@STEPS at the end
     quantity: str = 'nfe'
-
-
-class Claim(NamedTuple):
-    """What a paper claims, as comparisons which must all hold."""
-
-    source: str
-    text: str
-    parts: tuple[Comparison, ...]
 
 
 CLAIMS = (

@@ -27,10 +27,10 @@ from densegrpo_jax.guard.history import History
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.reading import read_json, shaped
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.runtime.stop import FINISHED, StopRequest
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import PAGE, check_page, check_results
-from experiments.reproduction.sweep import Run, base_digest, check_runs, run_all
+from experiments.reproduction.sweep import Run, base_digest, check_runs, run_all, status_of
 
 HERE = pathlib.Path(__file__).parent
 TITLE = '# What the guard changes'
@@ -213,15 +213,12 @@ def main(flag, extra: Sequence[str]) -> int:
     else:
         check_results(bool(found) or any(run.finished for run in runs), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
-    status = FINISHED
-    try:
-        with handle_stop_signals() as stop:
-            if flag.run:
-                facts = {'base': 'guarded', 'device': device(), 'commit': commit()}
-                status = 1 if run_all(runs, 1, stop, facts) else FINISHED
-    except Preempted as reason:
-        logging.warning('%s; the same command continues', reason)
-        status = RESUMABLE
+
+    def work(stop: StopRequest) -> int:
+        facts = {'base': 'guarded', 'device': device(), 'commit': commit()}
+        return 1 if run_all(runs, 1, stop, facts) else FINISHED
+
+    status = status_of(work) if flag.run else FINISHED
     for each in runs:
         if each.finished:
             summary = read_json(each.folder / 'summary.json')

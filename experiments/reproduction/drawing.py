@@ -18,9 +18,26 @@ LABELS = {
 }
 SCALES = {'nfe': 1e-6, 'work': 1e-6, 'images': 1e-3}
 QUANTITIES = {'score': 'held-out score', 'kl': 'KL from the base, per element (training samples)'}
-
-
 INSIDE = 5  # curves whose legend has room in a panel
+
+
+def subplots(*grid: int, **options):
+    """pyplot's, in a process without a display."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(*grid, **options)
+
+
+def save(figure, path: pathlib.Path) -> None:
+    """Writes a figure of `subplots` and closes it."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def draw_curves(
@@ -42,13 +59,8 @@ def draw_curves(
       totals: adds a panel: a run in one number (`statistics.summary`), mean and standard deviation
         over seeds, against its network evaluations.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
     columns = len(axes) + totals
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         1,
         columns,
         figsize=(1 + 4.6 * columns, 4),
@@ -100,5 +112,4 @@ def draw_curves(
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside right', fontsize=8)
     else:
         panels[0][0].legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+from experiments.reproduction.drawing import save, subplots
 from experiments.reproduction.probe_statistics import LAMBDAS
 
 
@@ -31,7 +32,7 @@ def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
     for axes in (level, order):
         axes.set_xticks(x)
         axes.invert_xaxis()  # as sampled: from noise to the image
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
@@ -78,7 +79,7 @@ def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
         'correlation within groups',
         states,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
@@ -120,7 +121,7 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
         )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right center', frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_direction(rows: Sequence[dict], path: pathlib.Path) -> None:
@@ -144,7 +145,7 @@ def draw_direction(rows: Sequence[dict], path: pathlib.Path) -> None:
         axes.set_xlabel('cosine')
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f'{rows[0]["batches"]} updates of {rows[0]["samples"]} samples')
-    _save(figure, path)
+    save(figure, path)
 
 
 def _interval_bar(axes, y: int, row: dict, name: str) -> None:
@@ -161,12 +162,7 @@ def _interval_bar(axes, y: int, row: dict, name: str) -> None:
 
 
 def _panels(count: int):
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(1, count, figsize=(5.2 * count, 4.2), dpi=120, layout='constrained')
+    return subplots(1, count, figsize=(5.2 * count, 4.2), dpi=120, layout='constrained')
 
 
 def _line(axes, x, rows, name: str, colour: str, label: str, style: str = 'o-') -> None:
@@ -212,11 +208,3 @@ def _finish(axes, title: str, x: str, y: str, rows: Sequence[dict], *, legend: b
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(frameon=False, fontsize=8)
-
-
-def _save(figure, path: pathlib.Path) -> None:
-    from matplotlib import pyplot as plt
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)

@@ -48,24 +48,20 @@ def correlation(predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = T
     return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
-def group_correlations(
-    predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = True
-) -> np.ndarray:
+def group_correlations(predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """`correlation` within every group: [P, G], [P, G] -> [P]; NaN if a group's reference has no
     spread.
     """
-    return np.array([correlation(x, y, ranks=ranks) for x, y in zip(predicted, reference)])
+    return np.array([correlation(x, y) for x, y in zip(predicted, reference)])
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], prompts: int, draws: int, *, seed: int = 0
-) -> np.ndarray:
+def bootstrap(statistic: Callable[[np.ndarray], float], prompts: int, draws: int) -> np.ndarray:
     """95 % percentile interval [2] of `statistic(drawn)`, int [P] drawn from the prompts with
     replacement.
 
     Draws in which the statistic is undefined (NaN) are left out.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     values = np.array([statistic(rng.integers(prompts, size=prompts)) for _ in range(draws)])
     return np.full(2, np.nan) if np.isnan(values).all() else np.nanpercentile(values, (2.5, 97.5))
 

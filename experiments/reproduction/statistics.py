@@ -67,29 +67,25 @@ def paired(more: Mapping[str, float], less: Mapping[str, float]) -> Difference:
     )
 
 
-def bootstrap_interval(
-    values: np.ndarray, level: float = 0.95, resamples: int = 10000
-) -> tuple[float, float]:
-    """BCa bootstrap interval of the mean of [N] values (Efron, 1987, by scipy); the same for the
-    same values. Equal values have no spread to resample: the interval is that value.
+def bootstrap_interval(values: np.ndarray, resamples: int = 10000) -> tuple[float, float]:
+    """95 % BCa bootstrap interval of the mean of [N] values (Efron, 1987, by scipy); the same for
+    the same values. Equal values have no spread to resample: the interval is that value.
     """
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     low, high = stats.bootstrap(
-        (values,), np.mean, confidence_level=level, n_resamples=resamples, method='BCa', rng=0
+        (values,), np.mean, confidence_level=0.95, n_resamples=resamples, method='BCa', rng=0
     ).confidence_interval
     return float(low), float(high)
 
 
-def student_interval(
-    more: np.ndarray, less: np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """Student's t interval of the mean of `more` - `less`, both [N] and paired; infinite for
-    N = 1.
+def student_interval(more: np.ndarray, less: np.ndarray) -> tuple[float, float]:
+    """95 % interval by Student's t of the mean of `more` - `less`, both [N] and paired; infinite
+    for N = 1.
     """
     if len(more) < 2:
         return -math.inf, math.inf
-    low, high = stats.ttest_rel(more, less).confidence_interval(level)
+    low, high = stats.ttest_rel(more, less).confidence_interval(0.95)
     return float(low), float(high)
 
 
@@ -104,15 +100,23 @@ def claim_verdict(verdicts: Sequence[str]) -> str:
     return HOLDS if all(v == HOLDS for v in verdicts) else UNDECIDED
 
 
+class Claim(NamedTuple):
+    """What a paper claims, in words and as comparisons, all of which must hold."""
+
+    source: str
+    text: str
+    parts: tuple[Any, ...]
+
+
 def claims_table(
-    claims: Sequence[Any],
+    claims: Sequence[Claim],
     compare: Callable[[Any], Difference],
     told: Callable[[Any, Difference], str],
 ) -> str:
     """A row per claim with its verdict and the differences that have run.
 
     Args:
-      claims: with source, text and parts. compare: of a part. told: a part's difference in words.
+      compare: of a part. told: a part's difference in words.
     """
     rows = []
     for claim in claims:

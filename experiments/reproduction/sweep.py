@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -33,7 +33,13 @@ from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.reading import read_json, shaped
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
+from densegrpo_jax.runtime.stop import (
+    FINISHED,
+    RESUMABLE,
+    Preempted,
+    StopRequest,
+    handle_stop_signals,
+)
 from densegrpo_jax.runtime.trees import dotted
 from experiments.reproduction.records import RUN_FILE, Records
 
@@ -317,6 +323,21 @@ class CommandFailed(Exception):
         super().__init__(
             f'{" ".join(command)} ended with status {status}: {last_line(log)} ({log})'
         )
+
+
+def status_of(work: Callable[[StopRequest], int]) -> int:
+    """Exit status of a sweep: what `work` returns, or that of the stop or the failed command that
+    ended it, which is logged.
+    """
+    try:
+        with handle_stop_signals() as stop:
+            return work(stop)
+    except Preempted as reason:
+        logging.warning('%s; the same command continues', reason)
+        return RESUMABLE
+    except CommandFailed as reason:
+        logging.error('%s', reason)
+        return reason.status
 
 
 def last_line(log: pathlib.Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from densegrpo_jax.data.prompts import Prompt
+from experiments.reproduction.statistics import Claim
 
 BUDGETS = (60, 120, 240)  # network evaluations per prompt
 SMALL = (6, 12, 24)  # best_of_n only: where it meets a trained policy's single image
@@ -118,14 +119,6 @@ class Comparison(NamedTuple):
     more: str
     less: str
     budget: int
-
-
-class Claim(NamedTuple):
-    """A paper's claim, in words and as comparisons, all of which must hold."""
-
-    source: str
-    text: str
-    parts: tuple[Comparison, ...]
 
 
 CLAIMS = (

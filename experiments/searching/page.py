@@ -4,12 +4,15 @@ paired differences, diversity, and scores that the search did not use.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from densegrpo_jax.runtime.markdown import table
+from experiments.equal_cost.curves import spent_until
+from experiments.reproduction.drawing import save, subplots
 from experiments.reproduction.statistics import NOT_RUN, Difference, claims_table, paired
 from experiments.searching.cases import (
     BASE,
@@ -144,27 +147,14 @@ def crossing_point(curve: Sequence[tuple[float, float]], level: float) -> float 
     """The x at which a rising curve [(x, y)] first reaches the level, interpolated linearly in log
     x; None if it does not.
     """
-    before = None
-    for x, y in curve:
-        if not np.isfinite(y):
-            continue
-        if y >= level:
-            if before is None:
-                return float(x)
-            share = (level - before[1]) / (y - before[1])
-            return float(before[0] * (x / before[0]) ** share)
-        before = (x, y)
-    return None
+    rows = [{'log': math.log(x), 'score': y} for x, y in curve if np.isfinite(y)]
+    reached = spent_until(rows, 'log', level)
+    return None if math.isinf(reached) else math.exp(reached)
 
 
 def _draw(path: pathlib.Path, records: Records, task: str) -> pathlib.Path:
     """The metric against the evaluations spent, and against the diversity of the final set."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), dpi=110)
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4.2), dpi=110)
     for i, method in enumerate(METHODS):
         look = dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--', marker='o', markersize=4)
         points, spread = [], []
@@ -188,8 +178,7 @@ def _draw(path: pathlib.Path, records: Records, task: str) -> pathlib.Path:
     for panel in (left, right):
         panel.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
     return path
 
 

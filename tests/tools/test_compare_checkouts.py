@@ -178,7 +178,7 @@ def test_every_kind_of_file_is_looked_into(folder):
         'run/scores.csv',
         'run/sheet.png',
         'run/step_1.npz:prompts',
-        'run/lora.safetensors:down (F32)',
+        'run/lora.safetensors:down',
         'run/metrics.jsonl:loss',
         'run/checkpoints/2:policy/a',
         'run/new.txt',
@@ -195,6 +195,9 @@ def test_checkpoints_of_other_steps_or_damaged(folder):
     assert one.what == 'steps [1, 2] before, [2] after'
     (other / 'run' / 'checkpoints' / '2' / 'meta' / 'metadata').unlink()
     assert 'cannot be read' in compared(folder, other).differences[-1].what
+    (other / 'run' / 'lora.safetensors').write_bytes(b'cut')
+    told = {d.where: d.what for d in compared(folder, other).differences}
+    assert 'cannot be read' in told['run/lora.safetensors']
 
 
 def test_arrays_under_another_name(folder):

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.rewards.base import Scores, at_least_one, check_batch
-from densegrpo_jax.rewards.directional import Direction, direction_for
+from densegrpo_jax.rewards.directional import Direction, take_direction
 from densegrpo_jax.runtime.reading import missing
 
 CLIP_L = 'openai/clip-vit-large-patch14'
@@ -54,6 +54,7 @@ class ClipReward:
     name: str
     names: tuple[str, ...]
     range = (-math.inf, math.inf)
+    direction: Direction | None
 
     def __init__(
         self,
@@ -100,13 +101,7 @@ class ClipReward:
         self._encode = jax.jit(self.clip.text_features)
         self._embed = jax.jit(self.clip.image_features)
         self._score = jax.jit(self._all_scores)
-        self.direction: Direction | None = None
-        if direction:
-            self.direction = direction_for(self, direction, omega)
-            self.names = (*self.names, f'{self.name}_unguided')
-            self.range = (-math.inf, math.inf)  # the guided text is longer than 1
-        elif omega is not None:
-            raise ValueError(f'reward.{self.name}.omega={omega} is of a direction: give one too')
+        take_direction(self, direction, omega)
 
     def scores(self, params: dict, images: jax.Array, text: jax.Array) -> jax.Array:
         """The score names[0], which training uses. Pure, and differentiable in float images.

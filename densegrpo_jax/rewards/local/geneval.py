@@ -1,12 +1,11 @@
 """GenEval reward: are the prompt's objects there, in the right number, colours and places?"""
 
-import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from densegrpo_jax.data.geneval import check_metadata
-from densegrpo_jax.rewards.base import Scores, check_batch
+from densegrpo_jax.rewards.base import Scores, check_batch, each_or_none
 from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER, SIDE, GenevalDetector
 from densegrpo_jax.rewards.local.geneval_rule import (
     MAX_OBJECTS,
@@ -14,8 +13,6 @@ from densegrpo_jax.rewards.local.geneval_rule import (
     GenevalScores,
     geneval_scores,
 )
-
-log = logging.getLogger(__name__)
 
 Detector = Callable[[np.ndarray, Sequence[dict]], list[list[Detection]]]
 
@@ -94,16 +91,7 @@ class GenevalReward:
         """
         check_batch(images, prompts, metadata)
         self.check(prompts, metadata)
-        results: list[GenevalScores | None] = []
-        for start in range(0, len(images), self.batch_size):
-            stop = start + self.batch_size
-            try:
-                results += self._score(images[start:stop], metadata[start:stop])
-            except Exception:  # noqa: BLE001 (one image must not invalidate its neighbours)
-                results += [
-                    self._score_one(i, images, metadata)
-                    for i in range(start, min(stop, len(images)))
-                ]
+        results = each_or_none('GenEval', self._score, self.batch_size, images, metadata)
         valid = np.array([result is not None for result in results], bool)
         column = lambda field: np.array(
             [np.nan if r is None else getattr(r, field) for r in results], np.float32
@@ -115,14 +103,3 @@ class GenevalReward:
             found, wanted, half_for_wrong_position=self._half_for_wrong_position
         )
         return [judge(*one) for one in zip(self._detect(images, metadata), metadata, strict=True)]
-
-    def _score_one(
-        self, index: int, images: np.ndarray, metadata: Sequence[dict]
-    ) -> GenevalScores | None:
-        try:
-            return self._score(images[index : index + 1], metadata[index : index + 1])[0]
-        except Exception:
-            log.exception(
-                'GenEval failed on image %d of the batch; it stays without a score', index
-            )
-            return None

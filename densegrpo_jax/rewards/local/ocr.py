@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from densegrpo_jax.data.prompts import quoted_target
-from densegrpo_jax.rewards.base import Scores, check_batch
+from densegrpo_jax.rewards.base import Scores, check_batch, each_or_none
 from densegrpo_jax.rewards.local.readers import (
     DETECTOR,
     RECOGNISER,
@@ -222,17 +222,7 @@ class OcrReward:
         """The lines of each image; if targets are given, with their likelihoods."""
         if not hasattr(self._local, 'reader'):
             self._local.reader = self._make_reader()
-        found = []
-        for start in range(0, len(images), self._batch_size):
-            batch = [part[start : start + self._batch_size] for part in (images, *targets)]
-            try:
-                found += self._local.reader(*batch)
-            except Exception:  # noqa: BLE001 (one image must not invalidate its neighbours)
-                found += [
-                    self._read_one(start + i, *(part[i : i + 1] for part in batch))
-                    for i in range(len(batch[0]))
-                ]
-        return found
+        return each_or_none('OCR', self._local.reader, self._batch_size, images, *targets)
 
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
@@ -259,13 +249,6 @@ class OcrReward:
                 'ocr_likelihood'
             ]
         return Scores(values, valid)
-
-    def _read_one(self, index: int, *one) -> list[Line] | None:
-        try:
-            return self._local.reader(*one)[0]
-        except Exception:
-            log.exception('OCR failed on image %d of the batch; it stays without a score', index)
-            return None
 
     def _join(self, lines: list[Line]) -> str:
         return ' '.join(

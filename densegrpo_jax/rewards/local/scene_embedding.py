@@ -9,7 +9,7 @@ import numpy as np
 
 from densegrpo_jax.data.shapes import COLOURS, SHAPES
 from densegrpo_jax.rewards.base import Scores, check_batch
-from densegrpo_jax.rewards.directional import Direction, direction_for
+from densegrpo_jax.rewards.directional import Direction, take_direction
 from densegrpo_jax.rewards.local.preference import COLOUR_SPREAD, SHAPE_SPREAD, look
 
 WORDS = (*SHAPES, *COLOURS)
@@ -40,15 +40,10 @@ class SceneEmbeddingReward:
     name = 'scene_embedding'
     names: tuple[str, ...] = ('scene_embedding',)
     range = (0.0, 1.0)
+    direction: Direction | None
 
     def __init__(self, *, direction: str = '', omega: float | None = None):
-        self.direction: Direction | None = None
-        if direction:
-            self.direction = direction_for(self, direction, omega)
-            self.names = (*self.names, f'{self.name}_unguided')
-            self.range = (-float('inf'), float('inf'))
-        elif omega is not None:
-            raise ValueError(f'reward.{self.name}.omega={omega} is of a direction: give one too')
+        take_direction(self, direction, omega)
 
     def weights_fingerprint(self) -> str:
         """Implements `EmbeddingReward`."""
