@@ -162,9 +162,9 @@ def _encoders(kept, kind):
     return Encoder
 
 
-def _searched(kept, make, of, mesh, *options):
-    key = _key(of.value), _key(mesh), *options
-    return _kept(kept['searched'], key, lambda: make(of, mesh, *options))
+def _searched(kept, make, pipeline, mesh, *options):
+    key = _key(pipeline), _key(mesh), *options
+    return _kept(kept['searched'], key, lambda: make(pipeline, mesh, *options))
 
 
 def _curve(kept, curve, workdir, evaluations, name):
