@@ -66,7 +66,7 @@ def evaluate(
     hosts = stop.communicator.hosts if stop else None
     made = tables.files(SETS, [chosen.label for chosen in policies])
     claim(out, (RECORD, *made), FOLDERS, hosts=hosts)
-    check_group(group, config)
+    check_group(group, config, '--group')
     found = {chosen.label: chosen.step for chosen in policies}  # by each process for itself
     also = {'--checkpoint': found, '--group': group, '--kl_prompts': kl_prompts}
     if (panel := load_panel_prompts(config)) is not None:

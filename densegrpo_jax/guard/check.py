@@ -14,6 +14,7 @@ from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation import divergence
 from densegrpo_jax.evaluation.diversity import embedding_folder
+from densegrpo_jax.evaluation.evaluator import check_group
 from densegrpo_jax.evaluation.panel import PANEL, Part, parts, settings
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.guard.falls import FEWEST
@@ -97,7 +98,7 @@ def check_guard(checked: Checked) -> Part | None:
             f'guard.on=True measures on {count} different prompts, and on fewer than {FEWEST} it '
             f'finds no fall: {way}'
         )
-    check_images(config)
+    check_group(g.images, config, 'guard.images')
     if g.action == BRAKE and g.brake == BETA and not config.loss.beta:
         raise ValueError(
             "guard.brake='beta' divides loss.beta by guard.factor, and loss.beta is 0: set "
@@ -111,17 +112,6 @@ def check_guard(checked: Checked) -> Part | None:
 def images_together(config) -> int:
     """Images of a prompt that evaluations sample together: the fewest that eval.batch may be."""
     return config.guard.images if config.guard.on else 1
-
-
-def check_images(config) -> None:
-    """Raises ValueError if the guard samples more images of a prompt than an evaluation takes
-    together.
-    """
-    if (images := images_together(config)) > config.eval.batch:
-        raise ValueError(
-            f'guard.images={images} of a prompt are sampled together: raise eval.batch='
-            f'{config.eval.batch} to at least that'
-        )
 
 
 def open_record(checked: Checked, part: Part, workdir: pathlib.Path) -> Record | None:
