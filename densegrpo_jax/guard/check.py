@@ -15,11 +15,10 @@ from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation import divergence
 from densegrpo_jax.evaluation.diversity import embedding_folder
 from densegrpo_jax.evaluation.evaluator import check_group
-from densegrpo_jax.evaluation.panel import PANEL, Part, parts, settings
+from densegrpo_jax.evaluation.panel import PANEL, Part, parts, record_of
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.guard.falls import FEWEST
 from densegrpo_jax.rewards.composite import CompositeReward
-from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.streams import STREAM_EVAL
 from densegrpo_jax.sampling.conditioning import check_prompts
 from densegrpo_jax.sampling.session import Checked
@@ -120,13 +119,10 @@ def open_record(checked: Checked, part: Part, workdir: pathlib.Path) -> Record |
     Raises:
       ValueError: they are damaged or of other settings, in all processes.
     """
-    folder, record = workdir / FOLDER, None
+    folder, images = workdir / FOLDER, checked.config.guard.images
     way_out = f'remove {folder}: then the guard measures again, also at the start of the run'
-    with Agreement(checked.hosts, 'guard').alike():
-        if checked.hosts.primary:
-            scored_as = settings(checked, {FOLDER: part}, checked.config.guard.images)
-            record = Record(folder, scored_as, way_out=way_out, differences=checked.differences)
-    return record
+    how = dict(way_out=way_out, differences=checked.differences)
+    return record_of(checked, {FOLDER: part}, images, folder, 'guard', **how)
 
 
 def planned(config) -> int:
