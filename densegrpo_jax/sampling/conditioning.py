@@ -288,8 +288,7 @@ def _missing(
         return [prompt for prompt, there in zip(prompts, found) if not there], set()
     # On separate disks some may miss a prompt, or have it of another run, whose devices rounded
     # otherwise. Then all encode it, and store the same.
-    own = json.dumps(here).encode() if communicator.hosts.primary else b''
-    first = json.loads(communicator.exchange(own)[0])
+    first = communicator.of_primary(here)
     unlike = [1 if a != b else np.nan for a, b in zip(here, first, strict=True)]
     anew = communicator.merge(np.array(unlike, np.float32)) == 1
     of = lambda mask: [prompt for prompt, yes in zip(prompts, mask) if yes]

@@ -142,13 +142,9 @@ def search(
     config, stop = session.config, session.stop
     budget = make_budget(session, 0 if given is None else len(given))
     o, seed = config.search, stream_key(config.seed, STREAM_SEARCH, 0)
-    done = np.full(len(prompts), np.nan, np.float32)
-    spread = np.full(1, np.nan)
-    if results is not None:
-        done[:] = [i in results.prompts for i in range(len(prompts))]
-        spread[:] = results.spread or 0
-    done, spread = stop.communicator.merge((done, spread))
-    todo = np.flatnonzero(done == 0)
+    known = None if results is None else ([*results.prompts], results.spread or 0.0)
+    done, unit = stop.communicator.of_primary(known)
+    todo = sorted({*range(len(prompts))} - {*done})
     keys = key_data(jax.vmap(lambda i: jax.random.fold_in(seed, i))(np.arange(len(prompts))))
     base = make_sampler(session.pipeline, config, config.eval.steps, session.mesh)
     embed = make_embedding(config.eval.embedding)
@@ -158,8 +154,7 @@ def search(
             for reward in (session.reward, *unseen_rewards(session, prompts))
         )
         model = Model(session, policy, scorer, search_kernel_of(config))
-        unit = float(spread[0])
-        if not unit and len(todo) and _needs_unit(o):
+        if not unit and todo and _needs_unit(o):
             unit = _measure_spread(model, prompts, config)
             if results is not None:
                 results.keep_spread(unit)
@@ -182,7 +177,7 @@ def search(
             show=results is not None,
             unit='prompt',
         ) as bar:
-            left, together, failed = list(todo), min(o.prompts, len(todo)), []
+            left, together, failed = todo, min(o.prompts, len(todo)), []
             while left:
                 chosen = left[:together]
                 # A batch of fewer is filled up, so that one compiled shape serves all.
