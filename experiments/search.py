@@ -33,7 +33,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import check_policy, load_policy
 from densegrpo_jax.sampling.session import Checked, check, load
-from densegrpo_jax.search.run import make_budget, search
+from densegrpo_jax.search.run import make_budget, open_results, search
 from experiments.reproduction.facts import commit
 from experiments.reproduction.records import check_page, check_results
 from experiments.searching import page
@@ -96,7 +96,9 @@ def run(
                 trained, step = load_policy(session.pipeline, session.config, mesh, policy)
                 logging.info('searching with step %d of %s', step, policy)
             folder = case.folder(workdir)
-            search(of, trained if case.policy != BASE else None, prompts, folder)
+            weights = trained if case.policy != BASE else None
+            results = open_results(of, weights, prompts, folder, name=f'results {i}')
+            search(of, weights, prompts, results)
             records.add(case, folder)
             records.save(out)
             bar.update(i + 1)

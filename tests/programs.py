@@ -115,7 +115,8 @@ def _share(monkeypatch, programs, own, *further):
         monkeypatch.setattr(module, name, make)
     start = functools.partial(_started, programs, own, run.start_state)
     monkeypatch.setattr(run, 'start_state', start)
-    monkeypatch.setattr(conditioning, 'Encoder', _encoders(_programs, conditioning.Encoder))
+    encode = functools.partial(_encode, _programs, conditioning.compiled_encode)
+    monkeypatch.setattr(conditioning, 'compiled_encode', encode)
     of_search = functools.partial(_searched, _programs, searched._programs)
     monkeypatch.setattr(searched, '_programs', of_search)
     curve = functools.partial(_curve, _programs, report.curve)
@@ -152,19 +153,14 @@ def _started(kept, own, start_state, config, pipeline, tx, mesh, base):
     return jax.tree.unflatten(tree, [jax.device_put(*leaf) for leaf in leaves])
 
 
-def _encoders(kept, kind):
-    class Encoder(kind):
-        def __init__(self, pipeline, params, batch=32, mesh=None):
-            super().__init__(pipeline, params, batch, mesh)
-            key = key_of(pipeline, pipeline.text_encoders), _key(mesh)
-            self._encode = _kept(kept['encode'], key, lambda: self._encode)
-
-    return Encoder
+def _encode(kept, make, pipeline, mesh):
+    key = key_of(pipeline, pipeline.text_encoders), _key(mesh)
+    return _kept(kept['encode'], key, lambda: make(pipeline, mesh))
 
 
-def _searched(kept, make, of, mesh, *options):
-    key = _key(of.value), _key(mesh), *options
-    return _kept(kept['searched'], key, lambda: make(of, mesh, *options))
+def _searched(kept, make, pipeline, mesh, *options):
+    key = _key(pipeline), _key(mesh), *options
+    return _kept(kept['searched'], key, lambda: make(pipeline, mesh, *options))
 
 
 def _curve(kept, curve, workdir, evaluations, name):

@@ -126,7 +126,7 @@ def calibrate(
         noise.write(path, document)  # with the code that it goes on with
     ended = _ended(document, config)
     document['finished'] = (ended or used) and document['after'] is not None
-    document = _shared(session, document)
+    document = session.stop.communicator.of_primary(document)
     if not document['finished']:
         what = _described(sized, schedule)
         logging.info('calibrating psi on %s into %s: %s', session.folder, path, what)
@@ -260,12 +260,6 @@ def _opened(path: pathlib.Path, schedule: Schedule, checked: Checked, policy: di
         'before': None,
         'after': None,
     }
-
-
-def _shared(checked: Checked, document: dict) -> dict:
-    """The primary process's document, in all."""
-    own = json.dumps(document).encode() if checked.hosts.primary else b''
-    return json.loads(checked.stop.communicator.exchange(own)[0])
 
 
 def _bounds(config) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Group-relative advantages, normalised per transition or over all of them."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 STD_SCOPES = ('group', 'global', 'pooled', 'joint')
 CENTRES = ('step', 'joint')
+# Rewards of a group that differ by no more are equal: covers the float32 rounding of equal gains.
+MIN_SPREAD = 1e-6
 
 
 def group_ids_of(sizes: Iterable[int]) -> Int[np.ndarray, 'B']:
@@ -50,19 +52,14 @@ def group_advantages(
     step_rewards: Float[ArrayLike, 'T B'],
     num_groups: int,
     *,
-    std: str = 'group',
-    centre: str = 'step',
     eps: float = 1e-4,
     clip: float | None = 5.0,
-    group_ids: Int[ArrayLike, 'B'] | None = None,
-    steps: Bool[ArrayLike, 'T'] | None = None,
-    valid: Bool[ArrayLike, 'B'] | Bool[ArrayLike, 'T B'] | None = None,
-    min_spread: float = 1e-6,
+    **groups: Any,
 ) -> Advantages:
     """A = (r - group mean) / (std + eps), clipped to [-clip, clip], separately for each transition
     (DenseGRPO Eq. 10).
 
-    If a group's largest and smallest rewards differ by at most `min_spread`, its advantages are
+    If a group's largest and smallest rewards differ by at most MIN_SPREAD, its advantages are
     exactly 0 and the group is counted. All statistics are population statistics (ddof 0).
 
     Args:
@@ -81,7 +78,6 @@ def group_advantages(
         steps: bool [T], the transitions to normalise, e.g. masks.trained; the others get 0 and may
             hold NaN. Default all.
         valid: bool [B] or [T, B]; invalid samples get 0 and enter no statistic.
-        min_spread: in units of the reward; covers the float32 rounding of equal gains.
 
     Returns:
         Advantages.
@@ -89,16 +85,7 @@ def group_advantages(
     Raises:
         ValueError: unknown or unfitting std and centre, or groups that are not equal.
     """
-    stats = group_statistics(
-        step_rewards,
-        num_groups,
-        std=std,
-        centre=centre,
-        group_ids=group_ids,
-        steps=steps,
-        valid=valid,
-        min_spread=min_spread,
-    )
+    stats = group_statistics(step_rewards, num_groups, **groups)
     values = advantage_values(stats, eps)
     if clip is not None:
         values = jnp.clip(values, -clip, clip)
@@ -120,7 +107,6 @@ def group_statistics(
     group_ids: Int[ArrayLike, 'B'] | None = None,
     steps: Bool[ArrayLike, 'T'] | None = None,
     valid: Bool[ArrayLike, 'B'] | Bool[ArrayLike, 'T B'] | None = None,
-    min_spread: float = 1e-6,
 ) -> GroupStatistics:
     """Statistics of the rewards; arguments as in `group_advantages`."""
     step_rewards = jnp.asarray(step_rewards)
@@ -172,7 +158,7 @@ def group_statistics(
     lowest = per_group(jax.ops.segment_min, jnp.where(used, rewards, jnp.inf))
     occupied = jnp.isfinite(highest)
     # also true for an empty group (-inf) and a single sample
-    flat = centred(jnp.max, highest) - centred(jnp.min, lowest) <= min_spread
+    flat = centred(jnp.max, highest) - centred(jnp.min, lowest) <= MIN_SPREAD
     flat = jnp.broadcast_to(flat, occupied.shape)
     return GroupStatistics(rewards, used, mean, around, scale, flat, occupied, group_ids)
 

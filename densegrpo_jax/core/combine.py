@@ -50,7 +50,7 @@ def combined_advantages(
         num_groups: P, static.
         combine: one of COMBINATIONS, static.
         eps, clip: see `group_advantages`.
-        groups: std, centre, group_ids, steps, valid and min_spread of `group_advantages`.
+        groups: std, centre, group_ids, steps and valid of `group_advantages`.
 
     Returns:
         Advantages; zero_spread counts groups whose weighted sums are equal in every set, for

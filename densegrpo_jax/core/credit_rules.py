@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from densegrpo_jax.core.branch_plan import BRANCH
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.options import keyword_options
-from densegrpo_jax.core.prediction_rewards import returns_to_go, sdpo_reward
+from densegrpo_jax.core.prediction_rewards import MIN_TOTAL, returns_to_go, sdpo_reward
 from densegrpo_jax.core.rollout_plan import STATE, X0HAT
 
 
@@ -80,7 +80,7 @@ class CreditRule:
 
 
 def coca_shares(
-    similarity: Float[ArrayLike, 'states B'], window: int = 1, *, min_total: float = 1e-3
+    similarity: Float[ArrayLike, 'states B'], window: int = 1
 ) -> Float[Array, 'states-1 B']:
     """Each transition's share of the terminal reward, by how much nearer it brings x0hat to the
     final sample.
@@ -88,7 +88,7 @@ def coca_shares(
     The similarities c_1 ... c_T are averaged in windows of `window` transitions (the last may be
     shorter). A window's gain is the rise of that average over the previous window's (over c_0 for
     the first). Gains are divided by their sum and spread evenly over the window; single shares may
-    be negative. If the sum, the total rise, is below `min_total` (the first prediction was already
+    be negative. If the sum, the total rise, is below MIN_TOTAL (the first prediction was already
     the final image), the shares would explode, and are uniform instead.
 
     Args:
@@ -109,7 +109,7 @@ def coca_shares(
     )
     gains = means - jnp.concatenate([c[:1], means[:-1]])
     total = means[-1] - c[0]
-    usable = total >= min_total
+    usable = total >= MIN_TOTAL
     per_window = gains / jnp.where(usable, total, 1) / lengths[:, None]
     return jnp.where(
         usable,

@@ -21,6 +21,14 @@ from jaxtyping import Array, Float, Int
 
 from densegrpo_jax.core.schedules import Grid, settings_of
 
+_SUPPORTED = {  # no other value
+    'prediction_type': 'epsilon',
+    'timestep_spacing': 'leading',
+    'clip_sample': False,
+    'trained_betas': None,
+    'rescale_betas_zero_snr': False,
+    'thresholding': False,
+}
 _DEFAULTS = {
     'num_train_timesteps': 1000,
     'beta_start': 0.0001,
@@ -28,12 +36,7 @@ _DEFAULTS = {
     'beta_schedule': 'linear',
     'set_alpha_to_one': True,
     'steps_offset': 0,
-    'prediction_type': 'epsilon',
-    'timestep_spacing': 'leading',
-    'clip_sample': False,
-    'trained_betas': None,
-    'rescale_betas_zero_snr': False,
-    'thresholding': False,
+    **_SUPPORTED,
 }
 _IRRELEVANT = (
     'skip_prk_steps',
@@ -48,19 +51,8 @@ def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a DDIM or PNDM scheduler_config.json of Stable Diffusion 1. Raises ValueError
     for unsupported settings.
     """
-    for key in config:
-        if key not in _DEFAULTS and key not in _IRRELEVANT and not key.startswith('_'):
-            raise ValueError(f'scheduler config: unknown key {key!r} = {config[key]!r}')
-    settings = settings_of(config, _DEFAULTS)
-    required = {
-        'prediction_type': 'epsilon',
-        'timestep_spacing': 'leading',
-        'clip_sample': False,
-        'trained_betas': None,
-        'rescale_betas_zero_snr': False,
-        'thresholding': False,
-    }
-    for key, value in required.items():
+    settings = settings_of(config, _DEFAULTS, _IRRELEVANT)
+    for key, value in _SUPPORTED.items():
         if settings[key] != value:
             raise ValueError(
                 f'scheduler config: {key} = {settings[key]!r} is not supported, expected {value!r}'

@@ -10,6 +10,9 @@ from jaxtyping import Bool
 from densegrpo_jax.core.kernels import Kernel, as_kernel
 from densegrpo_jax.core.schedules import Grid, check_grid
 
+# A latent up to this far above the grid's last noise level counts as clean.
+CLEAN_SIGMA = 0.02
+
 
 class StepMasks(NamedTuple):
     """Two static masks over the T transitions of a grid; `trained` is a subset of `stochastic`."""
@@ -26,12 +29,11 @@ def step_masks(
     noisy_end: bool = False,
     train_end: bool = False,
     kernel: str | Kernel = 'sde',
-    clean_sigma: float = 0.02,
 ) -> StepMasks:
     """Stochastic and trained transitions of a grid.
 
     By default every transition is stochastic and trained, except those *into* an (almost) clean
-    latent, sigmas[k+1] within clean_sigma of the last, which are deterministic: noise added there
+    latent, sigmas[k+1] within CLEAN_SIGMA of the last, which are deterministic: noise added there
     stays in the scored image. That is the last transition on FLUX grids, the last two on SD3.5's
     at T = 10, whose grid ends 0.278, 0.0089, 0, and on Stable Diffusion 1.5's, which ends 0.257,
     0.040, 0.028.
@@ -45,7 +47,6 @@ def step_masks(
         train_end: add noise there and train it (the DenseGRPO paper). Overrides noisy_end.
         kernel: of `sde_step`. With one that adds no noise into s = 0, such as 'cps', a transition
             into s = 0 is never stochastic.
-        clean_sigma: a latent up to this far above the grid's last noise level counts as clean.
 
     Returns:
         StepMasks of bool [T] masks.
@@ -66,7 +67,7 @@ def step_masks(
     window = (index >= first) & (index < last)
     if not as_kernel(kernel).noise_into_zero:
         window &= sigmas[1:] > 0
-    into_clean = sigmas[1:] <= sigmas[-1] + clean_sigma
+    into_clean = sigmas[1:] <= sigmas[-1] + CLEAN_SIGMA
     stochastic = window & (~into_clean | (noisy_end or train_end))
     trained = window & (~into_clean | train_end)
     if not trained.any():

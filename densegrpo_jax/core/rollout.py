@@ -3,7 +3,6 @@ program then holds the network once, whatever is sampled, completed and scored.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,24 +23,7 @@ from densegrpo_jax.core.sde_step import at_least_f32
 Levels = Float[ArrayLike, 'T'] | Float[ArrayLike, 'T B'] | Sequence[float]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        'latents',
-        's',
-        's_next',
-        'log_prob',
-        'std',
-        'noise_level',
-        'completions',
-        'similarity',
-        'mean',
-        'predictions',
-        'process',
-        'drift',
-    ),
-    meta_fields=('plan',),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """The samples of a plan: R latents, N transitions between them and S clean latents to score.
@@ -61,7 +43,7 @@ class Rollout:
     # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None if the
     # plan makes no predictions.
     similarity: Any
-    plan: RolloutPlan
+    plan: RolloutPlan = dataclasses.field(metadata={'static': True})
     # [N, B, *latent] of the policy's transitions, without a guided shift; None if not kept
     mean: Any = None
     predictions: Predictions | None = None  # how alike they are; if the plan has an anchor

@@ -4,7 +4,7 @@ once.
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,9 +150,7 @@ def _scheduler_settings(config):
                 f'scheduler config: {key} = {value!r} is not implemented; it must be off (absent, '
                 'null or false)'
             )
-        if key not in _DEFAULTS and key not in _UNSUPPORTED and not key.startswith('_'):
-            raise ValueError(f'scheduler config: unknown key {key!r} = {value!r}')
-    settings = settings_of(config, _DEFAULTS)
+    settings = settings_of(config, _DEFAULTS, _UNSUPPORTED)
     if settings['time_shift_type'] not in ('exponential', 'linear'):
         raise ValueError(
             f'scheduler config: time_shift_type is {settings["time_shift_type"]!r}; expected '
@@ -161,14 +159,19 @@ def _scheduler_settings(config):
     return settings
 
 
-def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], ignored: Collection[str]
+) -> dict[str, Any]:
     """The values of a scheduler_config.json for the keys of `defaults`, which stand for what is
     absent or null.
 
     Raises:
-      ValueError: a value is of another kind than its default: a finite number, text, or a truth
-        value. Anything goes where that is None.
+      ValueError: a key is neither of these nor `ignored`; or a value is of another kind than its
+        default: a finite number, text, or a truth value. Anything goes where that is None.
     """
+    for key, value in config.items():
+        if key not in defaults and key not in ignored and not key.startswith('_'):
+            raise ValueError(f'scheduler config: unknown key {key!r} = {value!r}')
     settings = {}
     for key, default in defaults.items():
         value = settings[key] = default if config.get(key) is None else config[key]

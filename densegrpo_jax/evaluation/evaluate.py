@@ -18,12 +18,11 @@ from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.divergence import KL, Divergence, trajectory
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator, check_group
-from densegrpo_jax.evaluation.panel import PANEL, SETS, Policy, parts, settings
+from densegrpo_jax.evaluation.panel import PANEL, SETS, Policy, parts, record_of
 from densegrpo_jax.evaluation.record import FILE as RECORD
-from densegrpo_jax.evaluation.record import FOLDERS, Record
+from densegrpo_jax.evaluation.record import FOLDERS
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
@@ -66,7 +65,7 @@ def evaluate(
     hosts = stop.communicator.hosts if stop else None
     made = tables.files(SETS, [chosen.label for chosen in policies])
     claim(out, (RECORD, *made), FOLDERS, hosts=hosts)
-    check_group(group, config)
+    check_group(group, config, '--group')
     found = {chosen.label: chosen.step for chosen in policies}  # by each process for itself
     also = {'--checkpoint': found, '--group': group, '--kl_prompts': kl_prompts}
     if (panel := load_panel_prompts(config)) is not None:
@@ -89,11 +88,7 @@ def evaluate(
             adapters[chosen] = _kept(load_policy(*opened(chosen))[0], checked.hosts)
         if count and (psi := _psi(config, chosen)):
             _check_psi(checked, psi)
-    with Agreement(checked.hosts, 'record').alike():
-        record = None
-        if checked.hosts.primary:
-            scored_as = settings(checked, which, group)
-            record = Record(out, scored_as, restart=restart)
+    record = record_of(checked, which, group, out, 'record', restart=restart)
     embed = make_embedding(config.eval.embedding) if group > 1 else None
     texts = [p.text for part in which.values() for p in part.prompts]
     session = load(checked, texts, out)

@@ -117,11 +117,13 @@ def strip(images: np.ndarray) -> np.ndarray:
     return np.concatenate([first, *(part for image in others for part in (gap, image))], axis=1)
 
 
-def check_group(group: int, config) -> None:
-    """Raises ValueError if the images of a prompt are more than are sampled together."""
+def check_group(group: int, config, key: str) -> None:
+    """Raises ValueError if the images of a prompt, which `key` names, are more than are sampled
+    together.
+    """
     if group > config.eval.batch:
         raise ValueError(
-            f'{group} images of a prompt are sampled together: raise '
+            f'{key}={group} images of a prompt are sampled together: raise '
             f'eval.batch={config.eval.batch} to at least that'
         )
 
@@ -171,7 +173,6 @@ class Evaluator:
         self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
         self._prompts, self._shown = prompts, min(config.eval.shown, len(prompts))
         self._group, self._embed, self._name, self._strips = group, embed, name, strips
-        check_group(group, config)
         self._batch = prompts_together(config, len(prompts), group, batch_shards(session.mesh))
         self._sample = sample or make_sampler(
             session.pipeline, config, config.eval.steps, session.mesh

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.divergence import KL
 from densegrpo_jax.evaluation.evaluator import DIVERSITY
+from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts
 from densegrpo_jax.sampling.loading import find_step
-from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import Checked
 
 PANEL = 'panel'  # the prompt set of eval.panel_prompts
@@ -118,9 +119,7 @@ def settings(checked: Checked, which: dict[str, Part], group: int) -> dict:
     config = checked.config
     facts = {
         **checked.facts(reward for part in which.values() for reward in part.rewards),
-        'psi': make_schedule(checked.pipeline, config).noise_levels.tolist()
-        if config.noise.psi_path
-        else None,
+        'psi': checked.schedule.noise_levels.tolist() if config.noise.psi_path else None,
         'noise of the KL': 'of each run' if config.noise.calibrate else None,
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
         'group': group,
@@ -129,3 +128,26 @@ def settings(checked: Checked, which: dict[str, Part], group: int) -> dict:
     if group == 1:  # no diversity is measured
         del record['eval']['embedding']
     return record
+
+
+def record_of(
+    checked: Checked,
+    which: dict[str, Part],
+    group: int,
+    folder: pathlib.Path,
+    name: str,
+    **options: Any,
+) -> Record | None:
+    """The scores in `folder` so far, in the primary process; None in others.
+
+    Args:
+      name: of the agreement about them, unique within a run.
+      options: of Record.
+
+    Raises:
+      ValueError: they are damaged or of other settings, in all processes.
+    """
+    with Agreement(checked.hosts, name).alike():
+        if not checked.hosts.primary:
+            return None
+        return Record(folder, settings(checked, which, group), **options)

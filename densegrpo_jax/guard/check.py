@@ -14,11 +14,11 @@ from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation import divergence
 from densegrpo_jax.evaluation.diversity import embedding_folder
-from densegrpo_jax.evaluation.panel import PANEL, Part, parts, settings
+from densegrpo_jax.evaluation.evaluator import check_group
+from densegrpo_jax.evaluation.panel import PANEL, Part, parts, record_of
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.guard.falls import FEWEST
 from densegrpo_jax.rewards.composite import CompositeReward
-from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.streams import STREAM_EVAL
 from densegrpo_jax.sampling.conditioning import check_prompts
 from densegrpo_jax.sampling.session import Checked
@@ -97,7 +97,7 @@ def check_guard(checked: Checked) -> Part | None:
             f'guard.on=True measures on {count} different prompts, and on fewer than {FEWEST} it '
             f'finds no fall: {way}'
         )
-    check_images(config)
+    check_group(g.images, config, 'guard.images')
     if g.action == BRAKE and g.brake == BETA and not config.loss.beta:
         raise ValueError(
             "guard.brake='beta' divides loss.beta by guard.factor, and loss.beta is 0: set "
@@ -113,30 +113,16 @@ def images_together(config) -> int:
     return config.guard.images if config.guard.on else 1
 
 
-def check_images(config) -> None:
-    """Raises ValueError if the guard samples more images of a prompt than an evaluation takes
-    together.
-    """
-    if (images := images_together(config)) > config.eval.batch:
-        raise ValueError(
-            f'guard.images={images} of a prompt are sampled together: raise eval.batch='
-            f'{config.eval.batch} to at least that'
-        )
-
-
 def open_record(checked: Checked, part: Part, workdir: pathlib.Path) -> Record | None:
     """The guard's measurements so far, in the primary process; None in others.
 
     Raises:
       ValueError: they are damaged or of other settings, in all processes.
     """
-    folder, record = workdir / FOLDER, None
+    folder, images = workdir / FOLDER, checked.config.guard.images
     way_out = f'remove {folder}: then the guard measures again, also at the start of the run'
-    with Agreement(checked.hosts, 'guard').alike():
-        if checked.hosts.primary:
-            scored_as = settings(checked, {FOLDER: part}, checked.config.guard.images)
-            record = Record(folder, scored_as, way_out=way_out, differences=checked.differences)
-    return record
+    how = dict(way_out=way_out, differences=checked.differences)
+    return record_of(checked, {FOLDER: part}, images, folder, 'guard', **how)
 
 
 def planned(config) -> int:

@@ -48,7 +48,7 @@ def take_rows(conditioning: Conditioning, rows) -> Conditioning:
     return {name: a[rows] for name, a in conditioning.items()}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity: a key of compiled programs
 class Pipeline:
     """Networks and settings without weights; the weights are a dict with the keys of `modules`.
 

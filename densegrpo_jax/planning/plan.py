@@ -14,7 +14,8 @@ from absl import logging
 from jax.sharding import AbstractMesh, Mesh
 
 from densegrpo_jax.config.validation import validate
-from densegrpo_jax.guard.check import check_images
+from densegrpo_jax.evaluation.evaluator import check_group
+from densegrpo_jax.guard.check import images_together
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import GIB, advice, amount, unit
 from densegrpo_jax.planning.collectives import collective_bytes
@@ -122,7 +123,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     Raises ValueError if the configuration does not fit the topology's number of devices.
     """
     mesh, estimated = stand_in(config, topology)
-    check_images(config)
+    check_group(images_together(config), config, 'guard.images')
     pipeline = open_shapes(config, mesh)
     schedule = make_schedule(pipeline, config)
     check_geometry(config, schedule, mesh)

@@ -5,7 +5,6 @@ stopped preflight continues.
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -167,8 +166,7 @@ def _measured(
                     record.put(int(i), row_of(batch, place, warm), batch, place)
             bar.update(len(chosen) - len(todo) + start + len(new))
             communicator.exchange()
-    rows = b'' if record is None else json.dumps(record.prompts).encode()
-    shared = json.loads(communicator.exchange(rows)[0])
+    shared = communicator.of_primary(None if record is None else record.prompts)
     rewards, scores, speed = joined({int(i): row for i, row in shared.items()})
     return rewards, scores, speed._replace(nfe=speed.nfe * passes(config, session.pipeline))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 
 EVAL_SCENES = 1024  # size of the generated evaluation set
+BATCH = 32  # prompts of a call of the text encoders
 
 
 def load_prompts(config, split: str) -> PromptSet:
@@ -250,7 +251,14 @@ def text_conditioning(
         logging.info('encoding %d prompts into %s', len(missing), directory or 'memory')
         split = lambda tree: shardings(tree, mesh, pipeline.sharding_rules)
         params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)
-        encoder = Encoder(pipeline, params, mesh=mesh)
+        encode = compiled_encode(pipeline, mesh)
+
+        def encoded(texts: list[str]) -> Conditioning:
+            """Filled up to BATCH, so that one compiled program serves all numbers."""
+            padded = [*texts, *texts[-1:] * (BATCH - len(texts))]
+            rows = jax.device_get(encode(params, *pipeline.tokenize(padded)))
+            return take_rows(rows, slice(len(texts)))
+
         with ProgressBar(
             len(missing), label='prompts', every_seconds=10, show=hosts.primary, unit='prompt'
         ) as bar:
@@ -259,7 +267,7 @@ def text_conditioning(
                 bar.update(count)
                 exchange()
 
-            cache.fill(missing, encoder, encoder.batch, done, anew, writer)
+            cache.fill(missing, encoded, BATCH, done, anew, writer)
     return cache
 
 
@@ -280,30 +288,13 @@ def _missing(
         return [prompt for prompt, there in zip(prompts, found) if not there], set()
     # On separate disks some may miss a prompt, or have it of another run, whose devices rounded
     # otherwise. Then all encode it, and store the same.
-    own = json.dumps(here).encode() if communicator.hosts.primary else b''
-    first = json.loads(communicator.exchange(own)[0])
+    first = communicator.of_primary(here)
     unlike = [1 if a != b else np.nan for a, b in zip(here, first, strict=True)]
     anew = communicator.merge(np.array(unlike, np.float32)) == 1
     of = lambda mask: [prompt for prompt, yes in zip(prompts, mask) if yes]
     return of(anew | np.array([not says for says in first], bool)), set(of(anew))
 
 
-class Encoder:
-    """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of
-    them. In a run of several processes all pass the same prompts and the `mesh`.
-    """
-
-    def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, mesh: Mesh | None = None):
-        self._pipeline, self.batch = pipeline, batch
-        self._params = {name: params[name] for name in pipeline.text_encoders}
-        self._encode = jax.jit(pipeline.encode, out_shardings=replicated(mesh) if mesh else None)
-
-    def __call__(self, texts: Sequence[str]) -> Conditioning:
-        """Conditioning of `texts`, numpy arrays [B, ...]."""
-        parts = []
-        for start in range(0, len(texts), self.batch):
-            part = list(texts[start : start + self.batch])
-            padded = part + [part[-1]] * (self.batch - len(part))
-            rows = jax.device_get(self._encode(self._params, *self._pipeline.tokenize(padded)))
-            parts.append(take_rows(rows, slice(len(part))))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def compiled_encode(pipeline: Pipeline, mesh: Mesh) -> Callable[..., Conditioning]:
+    """`pipeline.encode` as one program, whose result every device has."""
+    return jax.jit(pipeline.encode, out_shardings=replicated(mesh))

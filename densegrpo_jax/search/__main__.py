@@ -119,9 +119,9 @@ def main(flag) -> int:
     from densegrpo_jax.sampling.session import check_parts, check_weights, load
     from densegrpo_jax.search.record import FILES, FOLDERS
     from densegrpo_jax.search.run import (
-        check_results,
         images_hash,
         make_budget,
+        open_results,
         search,
         unseen_rewards,
     )
@@ -153,9 +153,9 @@ def main(flag) -> int:
             )
             logging.info('searching with step %d of %s', step, run)
         # what is wrong with earlier results is said before the prompts are encoded
-        check_results(checked, policy, prompts, out, restart=flag.restart, given=images)
+        results = open_results(checked, policy, prompts, out, restart=flag.restart, given=images)
         session = load(checked, [p.text for p in prompts], out)
-        search(session, policy, prompts, out, given=images)
+        search(session, policy, prompts, results, given=images)
         logging.info('made %s', out / 'summary.md')
 
     prompts = flag.config.search.prompts

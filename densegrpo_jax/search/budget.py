@@ -108,7 +108,7 @@ def sizes_for(
     """
     spends = lambda **sizes: cost(method, Sizes(**sizes), stochastic, given=bool(given)).evaluations
 
-    def most(size: Callable[[int], dict], low: int, high: int | None = None) -> int:
+    def most(size: Callable[[int], dict], low: int) -> int:
         """The largest n >= low whose cost is within the budget."""
         if spends(**size(low)) > budget:
             raise ValueError(
@@ -116,7 +116,7 @@ def sizes_for(
                 f'sizes, {size(low)}, takes {spends(**size(low))} evaluations'
             )
         n = low
-        while (high is None or n < high) and spends(**size(n + 1)) <= budget:
+        while spends(**size(n + 1)) <= budget:
             n += 1
         return n
 

@@ -26,25 +26,13 @@ from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.search.loop import Flow, Scored
 
 
-class _Same:
-    """Stands for a value as a key, by identity."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-
 @functools.lru_cache(maxsize=2)
-def _programs(of: _Same, mesh: Mesh, size: tuple[int, int], guidance: float, most: int) -> tuple:
+def _programs(
+    pipeline: Pipeline, mesh: Mesh, size: tuple[int, int], guidance: float, most: int
+) -> tuple:
     """(velocity function, the same jitted, jitted decoding) of a pipeline. Consecutive searches
     share the compiled programs. most: rows of a network call, whose memory grows with them.
     """
-    pipeline: Pipeline = of.value
 
     def velocity(params, policy, negative, text, x, s):
         split = lambda rows: split_rows(rows, mesh)
@@ -97,7 +85,7 @@ class Model:
         self._levels = np.where(schedule.masks.stochastic, schedule.noise_levels, 0)
         self._fixed = (session.params, policy, session.negative)
         most = rows_over(session.mesh, c.eval.batch)
-        shared = _programs(_Same(pipeline), session.mesh, self._size, c.model.guidance, most)
+        shared = _programs(pipeline, session.mesh, self._size, c.model.guidance, most)
         self._velocity_of, self._velocity, self._decode = shared
         whole = replicated(session.mesh)
         self._guide = jax.jit(self._guided, out_shardings=whole, compiler_options=EXACT)

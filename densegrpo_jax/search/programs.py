@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.particles import (
-    SCHEMES,
     best_candidate,
     conditional_resample,
     proposal_log_ratio,
@@ -105,19 +104,12 @@ def where(keep, a, b):
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'pinned'))
-def _resampled(keys, logw, scheme, pinned):
+def ancestors(keys, logw, scheme, pinned):
+    """int [P, K] for log weights [P, K], see `loop.Walk.resample`. pinned: by 'multinomial' alone,
+    which has a conditional form.
+    """
     one = conditional_resample if pinned else functools.partial(resample, scheme=scheme)
     return jax.vmap(one)(jax.random.wrap_key_data(keys), logw)
-
-
-def ancestors(keys, logw, scheme, pinned):
-    """int [P, K] for log weights [P, K], see `loop.Walk.resample`."""
-    if pinned and scheme != 'multinomial':
-        raise ValueError(
-            f'a pass with a pinned particle resamples by scheme {scheme!r}; only '
-            f"'multinomial' of {SCHEMES} has its conditional form here"
-        )
-    return np.asarray(_resampled(keys, logw, scheme, pinned))
 
 
 def finite_rows(scores):

@@ -123,15 +123,16 @@ def search(
     session: Session,
     policy: dict | None,
     prompts: list[Prompt],
-    out: pathlib.Path,
+    results: Results | None,
     *,
     given: np.ndarray | None = None,
 ) -> dict[int, dict]:
-    """Prompt's index -> result. The primary process also writes it to `out`, and a later call
-    continues from there.
+    """Prompt's index -> result. The primary process adds it to `results`, and leaves out what they
+    hold.
 
     Args:
       policy: None: the base.
+      results: of `open_results`, with the same arguments.
       given: images uint8 [B, H, W, 3] that refine starts from, for each prompt.
 
     Raises:
@@ -141,15 +142,9 @@ def search(
     config, stop = session.config, session.stop
     budget = make_budget(session, 0 if given is None else len(given))
     o, seed = config.search, stream_key(config.seed, STREAM_SEARCH, 0)
-    settings = _recorded(session, policy, prompts, given)
-    results = Results(out, settings) if session.hosts.primary else None
-    done = np.full(len(prompts), np.nan, np.float32)
-    spread = np.full(1, np.nan)
-    if results is not None:
-        done[:] = [i in results.prompts for i in range(len(prompts))]
-        spread[:] = results.spread or 0
-    done, spread = stop.communicator.merge((done, spread))
-    todo = np.flatnonzero(done == 0)
+    known = None if results is None else ([*results.prompts], results.spread or 0.0)
+    done, unit = stop.communicator.of_primary(known)
+    todo = sorted({*range(len(prompts))} - {*done})
     keys = key_data(jax.vmap(lambda i: jax.random.fold_in(seed, i))(np.arange(len(prompts))))
     base = make_sampler(session.pipeline, config, config.eval.steps, session.mesh)
     embed = make_embedding(config.eval.embedding)
@@ -159,8 +154,7 @@ def search(
             for reward in (session.reward, *unseen_rewards(session, prompts))
         )
         model = Model(session, policy, scorer, search_kernel_of(config))
-        unit = float(spread[0])
-        if not unit and len(todo) and _needs_unit(o):
+        if not unit and todo and _needs_unit(o):
             unit = _measure_spread(model, prompts, config)
             if results is not None:
                 results.keep_spread(unit)
@@ -183,7 +177,7 @@ def search(
             show=results is not None,
             unit='prompt',
         ) as bar:
-            left, together, failed = list(todo), min(o.prompts, len(todo)), []
+            left, together, failed = todo, min(o.prompts, len(todo)), []
             while left:
                 chosen = left[:together]
                 # A batch of fewer is filled up, so that one compiled shape serves all.
@@ -209,7 +203,7 @@ def search(
                     if results is not None:
                         row, images = row
                         # first, as a prompt that is on record is not searched again
-                        draw(out, int(i), *images, budget.expected.evaluations)
+                        draw(results.folder, int(i), *images, budget.expected.evaluations)
                         results.put({'prompt': int(i), **row, 'seconds': seconds})
                 best = float(np.mean([row['best']['total'] for row, _ in found[: len(chosen)]]))
                 searched = len(todo) - len(left) - len(failed)
@@ -227,7 +221,7 @@ def search(
     return results.prompts if results is not None else {}
 
 
-def check_results(
+def open_results(
     checked: Checked,
     policy: dict | None,
     prompts: Sequence[Prompt],
@@ -235,40 +229,34 @@ def check_results(
     *,
     restart: bool = False,
     given: np.ndarray | None = None,
-) -> None:
-    """Raises ValueError if the results in `out` are damaged or of other settings, in all processes;
-    with `restart` it forgets them. Arguments as in `search`.
+    name: str = 'results',
+) -> Results | None:
+    """The results in `out` so far, in the primary process; None in others.
+
+    Args:
+      policy, given: as in `search`.
+      restart: forget them.
+      name: of the agreement about them, unique within a run.
+
+    Raises:
+      ValueError: they are damaged or of other settings, in all processes.
     """
-    settings = _recorded(checked, policy, prompts, given)
-    with Agreement(checked.hosts, 'results').alike():
-        if checked.hosts.primary:
-            Results(out, settings, restart=restart)
-
-
-def _recorded(
-    checked: Checked, policy: dict | None, prompts: Sequence[Prompt], given: np.ndarray | None
-) -> dict:
-    """The settings of the results."""
-    settings = {**settings_of(checked, policy), 'prompts': [p.text for p in prompts]}
-    settings['content of the prompts'] = content_hash(PromptSet(tuple(prompts)))
+    config = checked.config
+    noise = checked.schedule.noise_levels.tolist() if config.noise.psi_path else None
+    facts = {'policy': weights_digest(policy), **checked.facts(), 'psi': noise}
+    settings = identity.record('search', config, facts) | {
+        'prompts': [p.text for p in prompts],
+        'content of the prompts': content_hash(PromptSet(tuple(prompts))),
+    }
     if given is not None:
         settings['given'] = images_hash(given)
-    return settings
+    with Agreement(checked.hosts, name).alike():
+        return Results(out, settings, restart=restart) if checked.hosts.primary else None
 
 
 def images_hash(images: np.ndarray) -> str:
     """A short hash of images by their values, in their order."""
     return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()[:12]
-
-
-def settings_of(session: Checked, policy: dict | None) -> dict:
-    """JSON values that a prompt's result depends on."""
-    facts = {
-        'policy': weights_digest(policy),
-        **session.facts(),
-        'psi': session.schedule.noise_levels.tolist() if session.config.noise.psi_path else None,
-    }
-    return identity.record('search', session.config, facts)
 
 
 def _needs_unit(o) -> bool:

@@ -105,7 +105,7 @@ class Reporter:
         row = scalars(metrics, values, valid, seconds, progress, skipped)
         if self._full_use is not None:
             row['train/mfu'] = self._full_use / seconds['iteration']
-        self._write(step, row)
+        self.write(step, row)
         self._bar.update(step, shown(metrics, seconds))
         if step == self._start + 1:
             since = time.monotonic() - self._since
@@ -143,7 +143,7 @@ class Reporter:
         row |= {'eval/valid_share': scored / count, 'eval/standard_error': error}
         if first:  # the page shows no scores of other rewards
             row[SINCE] = float(first)
-        self._write(step, {**row, 'eval/seconds': result.seconds})
+        self.write(step, {**row, 'eval/seconds': result.seconds})
         self._writer.write_images(step, {'eval/images': result.images})
         if self._primary:
             sheet = keep_images(self._workdir, step, result, first)
@@ -152,19 +152,64 @@ class Reporter:
         self._bar.note(f'evaluation after {step} updates: {of_best}')
         return [step, mean, error]
 
-    def guarded(self, step: int, row: dict[str, float]) -> None:
-        """Logs what the guard measured after `step` updates."""
-        self._write(step, row)
-
-    def _write(self, step: int, row: dict[str, float]) -> None:
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Logs numbers after `step` updates."""
         self._writer.write_scalars(step, row)
         self._trackers.log(step, row)
 
     def finish(self, progress: Progress, checkpoints: Checkpoints) -> dict:
-        """Closes a finished run, see `finish`; trackers get its pictures."""
+        """Closes a finished run: writes summary.json, the curve and the before/after image in the
+        primary process, logs the closing lines, and returns the summary.
+        """
+        config, workdir = self._config, self._workdir
         self._bar.close()
-        summary = finish(self._config, self._workdir, progress, checkpoints, self._primary)
-        for path in (self._workdir / name for name in ENDS if self._primary):
+        first, last = progress.evaluations[0], progress.evaluations[-1]
+        best = progress.best()
+        summary = {
+            'label': title(config),
+            'score': config.eval.best,
+            'updates': last[0],
+            'before': {'mean': first[1], 'standard_error': first[2]},
+            'after': {'mean': last[1], 'standard_error': last[2]},
+            'best': best and {'step': best[0], 'mean': best[1], 'standard_error': best[2]},
+            'nfe': progress.nfe,
+            'seconds': progress.seconds,
+            'evaluations': progress.evaluations,
+        }
+        if progress.other_code:
+            summary['other_code'] = progress.other_code
+        if progress.earlier:
+            summary['evaluations_by_other_code'] = progress.earlier
+        if progress.guarded:
+            guard = {'evaluations': progress.guarded, 'stopped': progress.stopped_by_guard}
+            summary['guard'] = guard | {'brake': progress.brake}
+        if not self._primary:
+            return summary
+        replace_file(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
+        made = [
+            curve(workdir, progress.evaluations, config.eval.best),
+            before_after(workdir, first[0], last[0]),
+        ]
+        if config.eval.report:
+            made.append(write_report(workdir / FOLDER, [workdir], ended=True))
+        logging.info(
+            'made %s; checkpoints %s in %s',
+            ', '.join(str(path) for path in made if path),
+            checkpoints.steps(),
+            checkpoints.directory,
+        )
+        logging.info(
+            'evaluation score %s %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; '
+            'standard errors over prompts)',
+            f'after {first[0]}' if first[0] else 'before',  # where other rewards began
+            first[1],
+            first[2],
+            last[0],
+            last[1],
+            last[2],
+            last[1] - first[1],
+        )
+        for path in (workdir / name for name in ENDS):
             if path.is_file():
                 self._trackers.picture(summary['updates'], path.stem, path)
         return summary
@@ -231,58 +276,3 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
         **{k: float(v) for k, v in few.items()},
         **{f'{k}_s': seconds[k] for k in ('sample', 'score_wait', 'update')},
     }
-
-
-def finish(
-    config, workdir: pathlib.Path, progress: Progress, checkpoints: Checkpoints, primary: bool
-) -> dict:
-    """Writes summary.json, the curve and the before/after image in the primary process, logs the
-    closing lines, and returns the summary.
-    """
-    first, last = progress.evaluations[0], progress.evaluations[-1]
-    best = progress.best()
-    summary = {
-        'label': title(config),
-        'score': config.eval.best,
-        'updates': last[0],
-        'before': {'mean': first[1], 'standard_error': first[2]},
-        'after': {'mean': last[1], 'standard_error': last[2]},
-        'best': best and {'step': best[0], 'mean': best[1], 'standard_error': best[2]},
-        'nfe': progress.nfe,
-        'seconds': progress.seconds,
-        'evaluations': progress.evaluations,
-    }
-    if progress.other_code:
-        summary['other_code'] = progress.other_code
-    if progress.earlier:
-        summary['evaluations_by_other_code'] = progress.earlier
-    if progress.guarded:
-        guard = {'evaluations': progress.guarded, 'stopped': progress.stopped_by_guard}
-        summary['guard'] = guard | {'brake': progress.brake}
-    if not primary:
-        return summary
-    replace_file(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
-    made = [
-        curve(workdir, progress.evaluations, config.eval.best),
-        before_after(workdir, first[0], last[0]),
-    ]
-    if config.eval.report:
-        made.append(write_report(workdir / FOLDER, [workdir], ended=True))
-    logging.info(
-        'made %s; checkpoints %s in %s',
-        ', '.join(str(path) for path in made if path),
-        checkpoints.steps(),
-        checkpoints.directory,
-    )
-    logging.info(
-        'evaluation score %s %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; '
-        'standard errors over prompts)',
-        f'after {first[0]}' if first[0] else 'before',  # where other rewards began
-        first[1],
-        first[2],
-        last[0],
-        last[1],
-        last[2],
-        last[1] - first[1],
-    )
-    return summary

@@ -183,7 +183,7 @@ def run(
             row = reporter.evaluation(step, result, progress.first(step))
             if guard:  # before the evaluation counts: after a stop both are made again
                 scores = result.scores[config.eval.best]
-                reporter.guarded(step, guard(step, state.ema, progress, scores))
+                reporter.write(step, guard(step, state.ema, progress, scores))
                 if progress.guarded:
                     still_together()
                     progress.pass_over_unguarded()

@@ -165,7 +165,8 @@ def test_all_processes_go_on_with_the_file_of_the_first(folder, texts, tmp_path)
     def opened(hosts):
         here = dataclasses.replace(checked, stop=StopRequest(Communicator(hosts)))
         path = tmp_path / str(hosts.index) / 'psi.json'
-        return calibration._shared(here, calibration._opened(path, schedule, here, None))
+        document = calibration._opened(path, schedule, here, None)
+        return here.stop.communicator.of_primary(document)
 
     first, second = on_hosts(opened)
     assert first == second and first['psi'] == [0.0] * 3

@@ -60,10 +60,16 @@ def changed(session, **options):
     return dataclasses.replace(session, config=config)
 
 
+def searched(session, prompts, out, **given):
+    """Of the base, into a folder."""
+    results = run.open_results(session, None, prompts, out, **given)
+    return run.search(session, None, prompts, results, **given)
+
+
 def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
     session, tmp_path, monkeypatch
 ):
-    whole = run.search(session, None, EVEN, tmp_path / 'whole')
+    whole = searched(session, EVEN, tmp_path / 'whole')
     row = whole[0]
     assert (row['nfe'], row['images'], row['gradients']) == (15, 15, 0)
     assert len(row['candidates']) == 15 and row['candidates'][-1][3] == 15
@@ -85,13 +91,13 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
 
     monkeypatch.setattr(run.ProgressBar, 'update', update)
     with pytest.raises(Preempted):
-        run.search(session, None, EVEN, tmp_path / 'parts')
+        searched(session, EVEN, tmp_path / 'parts')
     written = (tmp_path / 'parts' / FILE).read_text()
     assert written.count('"images"') == 2
     written = written.replace('"images"', '"pictures"')
     (tmp_path / 'parts' / FILE).write_text(written + '{"prompt": 2, "te')
     (tmp_path / 'parts/images').rename(tmp_path / 'parts/pictures')
-    again = run.search(session, None, EVEN, tmp_path / 'parts')
+    again = searched(session, EVEN, tmp_path / 'parts')
     without_time = lambda rows: {
         i: {k: v for k, v in row.items() if k != 'seconds'} for i, row in rows.items()
     }
@@ -106,14 +112,14 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
 
     # other settings are not mixed in
     with pytest.raises(ValueError, match=r'search of other settings \(search.nfe: 18, now 21'):
-        run.search(changed(session, nfe=21), None, EVEN, tmp_path / 'parts')
+        searched(changed(session, nfe=21), EVEN, tmp_path / 'parts')
     scenes = [dataclasses.replace(prompt, metadata={'tag': 'counting'}) for prompt in EVEN]
     with pytest.raises(ValueError, match='content of the prompts'):
-        run.search(session, None, scenes, tmp_path / 'parts')
+        searched(session, scenes, tmp_path / 'parts')
     with monkeypatch.context() as patch:
         patch.setitem(vars(session), 'base_digest', 'other')
         with pytest.raises(ValueError, match="weights of the base: .*, now 'other'"):
-            run.search(session, None, EVEN, tmp_path / 'parts')
+            searched(session, EVEN, tmp_path / 'parts')
 
 
 def test_a_prompt_without_its_pictures_is_not_on_record(session, tmp_path, monkeypatch):
@@ -123,7 +129,7 @@ def test_a_prompt_without_its_pictures_is_not_on_record(session, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(run, 'draw', full)
         with pytest.raises(OSError, match='no space left'):
-            run.search(session, None, EVEN, tmp_path)
+            searched(session, EVEN, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert [[*line] for line in lines] == [['settings'], ['spread']]
     # measured with as many prompts at a time as are searched, and otherwise the same
@@ -154,9 +160,9 @@ def test_one_prompt_without_scores_does_not_stop_the_others(session, tmp_path, m
     monkeypatch.setattr(Model, 'scored', scored)
     chosen = changed(session, method='best_of_n', nfe=9, particles=0)
     with pytest.raises(RewardError, match="2 of 3 prompts have no result.*first 'a red sign'; the"):
-        run.search(chosen, None, PROMPTS, tmp_path)
+        searched(chosen, PROMPTS, tmp_path)
     dead.clear()
-    found = run.search(chosen, None, PROMPTS, tmp_path)
+    found = searched(chosen, PROMPTS, tmp_path)
     assert sorted(found) == [0, 1, 2]
     for row in found.values():  # of those with a score
         (first, none, last) = (r for *_, r in row['candidates'])
@@ -175,7 +181,7 @@ def test_a_stop_after_the_last_batch_ends_all_processes(session, tmp_path, monke
         stopping = lambda *_: setattr(here.stop, 'signal_name', 'SIGTERM')
         if hosts.primary:
             monkeypatch.setattr(run.Results, 'put', stopping)
-        return run.search(here, None, PROMPTS[:2], tmp_path)
+        return searched(here, PROMPTS[:2], tmp_path)
 
     assert [type(end) for end in on_hosts(search)] == [Preempted, Preempted]
 
@@ -197,7 +203,7 @@ def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):
     for gradient in (False, True):
         options = dict(method='smc', gradient=gradient, nfe=24, particles=0, beta=1e-3)
         out = tmp_path / str(gradient)
-        found[gradient] = run.search(changed(session, **options), None, PROMPTS, out)
+        found[gradient] = searched(changed(session, **options), PROMPTS, out)
     assert found[True][0]['gradients'] == found[True][0]['nfe'] == 24
     best = {
         g: np.mean([row['final']['total'] for row in rows.values()]) for g, rows in found.items()
@@ -242,7 +248,7 @@ slow = lambda method: pytest.param(method, marks=pytest.mark.slow)
 @pytest.mark.parametrize('method', [slow('best_of_n'), 'svdd', slow('refine'), 'psi'])
 def test_every_method_runs_on_a_pipeline(session, tmp_path, method):
     options = dict(method=method, nfe=24, particles=0, candidates=2, beta=0.01)
-    found = run.search(changed(session, **options), None, PROMPTS[:2], tmp_path)
+    found = searched(changed(session, **options), PROMPTS[:2], tmp_path)
     assert 0.6 * 24 <= found[0]['nfe'] <= 24
     assert all(np.isfinite(row['best']['total']) for row in found.values())
 
@@ -258,7 +264,7 @@ def test_refinement_begins_with_given_images(session, tmp_path):
     given = given_images(session.config, str(tmp_path / 'given'))
     np.testing.assert_array_equal(given, images)
     chosen = changed(session, method='refine', nfe=20, candidates=2, beta=0.01)
-    found = run.search(chosen, None, PROMPTS[:2], tmp_path / 'out', given=given)
+    found = searched(chosen, PROMPTS[:2], tmp_path / 'out', given=given)
     assert found[0]['candidates'][0][1:4] == [3, 0, 0]  # the given are scored before anything runs
     assert 10 <= found[0]['nfe'] <= 20
     save(tmp_path / 'given' / '2.png', images[0, :8])
@@ -269,11 +275,11 @@ def test_refinement_begins_with_given_images(session, tmp_path):
 
 
 def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
-    plain = run.search(session, None, PROMPTS[:2], tmp_path / 'plain')
+    plain = searched(session, PROMPTS[:2], tmp_path / 'plain')
     config = session.config.copy_and_resolve_references()
     config.eval.panel = {'jpeg': {}}
     watched = dataclasses.replace(session, config=config)
-    found = run.search(watched, None, PROMPTS[:2], tmp_path / 'watched')
+    found = searched(watched, PROMPTS[:2], tmp_path / 'watched')
     assert [row['candidates'] for row in found.values()] == [
         row['candidates'] for row in plain.values()
     ]
@@ -304,11 +310,11 @@ def test_many_particles_go_through_the_network_a_few_at_a_time(session, devices)
 
 
 def test_eight_devices_find_what_one_finds(session, tmp_path):
-    one = run.search(session, None, PROMPTS[:2], tmp_path / 'one')
+    one = searched(session, PROMPTS[:2], tmp_path / 'one')
     mesh = make_mesh({'data': 4, 'fsdp': 2, 'tensor': 1})
     checked = check(session.config, mesh, needs=('schedule', 'reward'))
     split = load(checked, [p.text for p in PROMPTS])
-    eight = run.search(split, None, PROMPTS[:2], tmp_path / 'eight')
+    eight = searched(split, PROMPTS[:2], tmp_path / 'eight')
     for i in one:
         ours, theirs = (np.array(rows[i]['candidates'], float) for rows in (one, eight))
         np.testing.assert_allclose(ours, theirs, atol=2e-3)

@@ -28,7 +28,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.session import load as load_session
-from densegrpo_jax.search.run import search
+from densegrpo_jax.search.run import open_results, search
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.run import run
 from tests import miniature
@@ -322,7 +322,8 @@ def test_two_processes_search_as_one(config_file, alone, tmp_path):
     prompts = list(checked.test)[:6]
     session = load_session(checked, [p.text for p in prompts])
     policy, _ = load_policy(session.pipeline, config, mesh, alone, 'latest')
-    expected = search(session, policy, prompts, tmp_path / 'one')
+    results = open_results(session, policy, prompts, tmp_path / 'one')
+    expected = search(session, policy, prompts, results)
     for line in map(json.loads, found.read_text().splitlines()):
         if 'prompt' in line:
             want = expected[line['prompt']]
