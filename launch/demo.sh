@@ -16,6 +16,13 @@ gain=(--require_gain=0)
 args=()
 previous=
 for arg in "$@"; do
+  case "$arg" in
+    -h | -help | --help)
+      sed -n 's/^# //p; /^set /q' launch/demo.sh
+      say '(densegrpo train --help lists the arguments of the program.)'
+      exit 0
+      ;;
+  esac
   if [ "$arg" = --quick ]; then
     workdir="$quick"
     recipe=(--config=configs/tiny_ocr_quick.py)

@@ -68,9 +68,9 @@ def _check_above(folder: pathlib.Path) -> None:
     for above in (above for above in place.parents if (above / RECORD).is_file()):
         name = place.relative_to(above).parts[0]
         if name in parse_json(read_text(above / RECORD), str(above / RECORD), list):
+            inside = '' if place == above / name else f'in {above / name}, which is '
             raise ValueError(
-                f'{folder} is in {above / name}, which is part of the results in {above}: name a '
-                'folder outside it'
+                f'{folder} is {inside}part of the results in {above}: name a folder outside it'
             )
 
 

@@ -207,7 +207,7 @@ class Reporter:
             last[0],
             last[1],
             last[2],
-            last[1] - first[1],
+            round(last[1] - first[1], 4) + 0.0,  # -0.0 is no fall
         )
         for path in (workdir / name for name in ENDS):
             if path.is_file():

@@ -188,6 +188,12 @@ def test_the_demo_hands_on_the_exit_code(project, code, message):
     assert ('runs/other/curve.png' in done.stderr) == (code == 0)
 
 
+def test_the_demo_tells_its_own_options(project):
+    done, calls = project[0]('demo.sh', '--help')
+    assert done.returncode == 0 and not calls
+    assert '`--quick` runs' in done.stdout and 'set -' not in done.stdout
+
+
 def test_the_quick_demo_is_another_method_beside_the_first(project):
     run, folder = project
     runs = [folder / 'runs' / name for name in ('tiny_ocr', 'tiny_ocr_quick')]

@@ -36,10 +36,12 @@ def test_what_somebody_else_wrote_stays(tmp_path):
 def test_nothing_is_put_into_what_another_command_writes(tmp_path):
     run = tmp_path / 'run'
     claim(run, ['metrics.jsonl'], ['checkpoints'])
-    said = 'checkpoints, which is part of the results in .*run: '
-    for inner in (run / 'checkpoints', run / 'checkpoints' / 'second', run / 'x/../checkpoints/y'):
-        with pytest.raises(ValueError, match=said):
+    part = 'part of the results in .*run: '
+    for inner in (run / 'checkpoints' / 'second', run / 'x/../checkpoints/y'):
+        with pytest.raises(ValueError, match=f'checkpoints, which is {part}'):
             claim(inner, ['metrics.jsonl'])
+    with pytest.raises(ValueError, match=f'checkpoints is {part}'):
+        claim(run / 'checkpoints', ['metrics.jsonl'])
     assert not (run / 'checkpoints').exists()
     claim(run / 'evaluation', ['summary.md'])
     claim(run / 'evaluation', ['summary.md'])
