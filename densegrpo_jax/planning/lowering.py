@@ -27,6 +27,7 @@ from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, rows_over
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
+from densegrpo_jax.sampling.conditioning import own_prompts
 from densegrpo_jax.sampling.cost import largest, probe_evaluations, probed
 from densegrpo_jax.sampling.guide import guide_maker
 from densegrpo_jax.sampling.probe import make_probe
@@ -152,11 +153,17 @@ def phases(
     }
 
 
+def evaluated_prompts(config) -> int | None:
+    """Prompts of an evaluation; None if only a file that is not read knows it."""
+    own = own_prompts(config, config.data.eval, 'eval')
+    return config.data.eval_prompts or (None if own is None else len(own))
+
+
 def evaluation_rows(config, shards: int) -> tuple[int, int, int]:
     """(prompts of an evaluation, those that it draws together, rows that it or the guard draws
     together, whichever are more).
     """
-    count, g = config.data.eval_prompts or ASSUMED_PROMPTS, config.guard
+    count, g = evaluated_prompts(config) or ASSUMED_PROMPTS, config.guard
     together = prompts_together(config, count, 1, shards)
     if not g.on:
         return count, together, together

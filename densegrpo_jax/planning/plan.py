@@ -19,7 +19,13 @@ from densegrpo_jax.guard.check import images_together
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import GIB, advice, amount, unit
 from densegrpo_jax.planning.collectives import collective_bytes
-from densegrpo_jax.planning.lowering import ASSUMED_PROMPTS, Phase, phases, reward_inside
+from densegrpo_jax.planning.lowering import (
+    ASSUMED_PROMPTS,
+    Phase,
+    evaluated_prompts,
+    phases,
+    reward_inside,
+)
 from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
 from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.runtime.mesh import AXES, batch_shards, check_batch, make_mesh, mesh_shape
@@ -177,7 +183,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         ),
         'warnings': [
             *filter(None, [announce.crowded(config, batch_shards(mesh))]),
-            *([] if config.data.eval_prompts else [assumed]),
+            *([] if evaluated_prompts(config) else [assumed]),
         ],
     }
 

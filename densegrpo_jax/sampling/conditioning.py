@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import (
+    Prompt,
     PromptSet,
     check_text,
     panel_prompts,
@@ -84,18 +85,22 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
             f"there are no prompts to {split} on: data.{split}={name!r}; name a file, or 'scenes', "
             "'tiny' or 'tiny_shapes'"
         )
-    if name == 'tiny':
-        prompts = tiny_train_prompts() if split == 'train' else tiny_eval_prompts()
-    elif name == 'tiny_shapes':
-        prompts = shapes_train_prompts() if split == 'train' else shapes_eval_prompts()
-    elif name == 'scenes':
-        everything = scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)
-        prompts = everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
-    elif name == 'panel':
-        prompts = panel_prompts()
-    else:
+    prompts = own_prompts(config, name, split)
+    if prompts is None:
         prompts = prompts_from(name, split, quoted_target=quoted_target)
     return PromptSet(tuple(prompts))
+
+
+def own_prompts(config, name: str, split: str) -> Sequence[Prompt] | None:
+    """Those of `named_prompts` that come with the package; None for others."""
+    if name == 'tiny':
+        return tiny_train_prompts() if split == 'train' else tiny_eval_prompts()
+    if name == 'tiny_shapes':
+        return shapes_train_prompts() if split == 'train' else shapes_eval_prompts()
+    if name == 'scenes':
+        everything = scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)
+        return everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
+    return panel_prompts() if name == 'panel' else None
 
 
 def cut_prompts(pipeline: Pipeline, texts: Sequence[str]) -> list[int]:

@@ -13,7 +13,7 @@ from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import advice
-from densegrpo_jax.planning.lowering import Phase, phases
+from densegrpo_jax.planning.lowering import Phase, evaluation_rows, phases
 from densegrpo_jax.planning.plan import compiled_row, plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def result():
     config = small()
-    config.data.eval_prompts = 0
+    config.data.update(eval='prompts.txt', eval_prompts=0)  # a plan reads no file
     return plan(config, parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
 
 
@@ -61,6 +61,9 @@ def test_a_plan_adds_up(result):
         and 'little effort' not in text
     )
     assert 'evaluation counts 1,024 prompts' in text.splitlines()[-1]
+    config = small()
+    config.data.eval_prompts = 0
+    assert evaluation_rows(config, 1)[0] == 320  # of the miniature's own set
     assert 'little effort' in table({**result, 'quick': True})
 
 
