@@ -79,9 +79,6 @@ class ClipTextModel(Network):
     MATRICES = ('text_projection',)
     PREFIX = 'text_model.'  # in released folders; Transformers before 5 opens no others
 
-    def weight_rules(self):
-        return weight_rules(self.scan)
-
     @nn.compact
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """ids [B, L <= max_position_embeddings] int32 -> (states [B, L, D], pooled [B, D or
@@ -138,21 +135,19 @@ class ClipTextModel(Network):
             before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x
         ), pooled
 
-
-def weight_rules(scan: bool) -> list[WeightRule]:
-    """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack
-    over their index.
-
-    Released checkpoints carry the prefix 'text_model.' before every key and Transformers 5 saves
-    without it: give `prefix='text_model.'` to `load_weights`, which takes both, and to
-    `save_weights` for files that old readers open too.
-    """
-    return [
-        WeightRule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
-        WeightRule('embeddings.position_ids', None),  # an index buffer of old files
-        WeightRule(
-            'embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'
-        ),
-        *norm_rules('final_layer_norm', 'final_layer_norm'),
-        *block_rules(scan),
-    ]
+    def weight_rules(self) -> list[WeightRule]:
+        """Released files carry PREFIX before every key and Transformers 5 saves without it: give it
+        to `load_weights`, which takes both, and to `save_weights` for files that old readers open
+        too.
+        """
+        return [
+            WeightRule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
+            WeightRule('embeddings.position_ids', None),  # an index buffer of old files
+            WeightRule(
+                'embeddings.{p:token_embedding|position_embedding}.weight',
+                '{p}/embedding',
+                'embedding',
+            ),
+            *norm_rules('final_layer_norm', 'final_layer_norm'),
+            *block_rules(self.scan),
+        ]

@@ -17,8 +17,7 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
-from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
-from densegrpo_jax.networks.network import Network
+from densegrpo_jax.networks.mmdit import LayerTable, Stack, StackedNetwork, stack
 from densegrpo_jax.networks.weight_rules import WeightRule
 
 CLASS_NAME = 'ZImageTransformer2DModel'
@@ -217,22 +216,14 @@ class TimeEmbed(nn.Module):
         return layers.Dense(self.features, self.adapters, name='mlp_2')(nn.silu(x))
 
 
-class ZImageTransformer(Network):
+class ZImageTransformer(StackedNetwork):
     """The network of Z-Image, which predicts x_0 - eps from a time that runs from noise, 0, to the
     image, 1.
 
-    Attributes:
-      config: the checkpoint's constants.
-      scan, remat, lora, dtype, attend: as in `FluxTransformer`; `attend` must take a prefix of
-        the keys (`attention.check_prefix`).
+    `attend` must take a prefix of the keys (`attention.check_prefix`).
     """
 
     config: ZImageConfig
-    scan: bool = False
-    remat: str = 'none'
-    lora: lora_lib.LoraConfig | None = None
-    dtype: Any = jnp.float32
-    attend: Attend = attention.xla
 
     COLUMN = (
         'to_[qkv]',
@@ -245,12 +236,6 @@ class ZImageTransformer(Network):
     )
     ROW = ('to_out_0', 'w2', 'mlp_2', 'final_layer')
     BLOCKS = STACKS
-
-    def weight_rules(self):
-        return weight_rules(self.config, self.scan)
-
-    def module_paths(self):
-        return module_paths(self.config, self.scan)
 
     @nn.compact
     def __call__(self, latents, text, mask, time):
@@ -363,6 +348,25 @@ class ZImageTransformer(Network):
         x = x.reshape(batch, rows, columns, 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(latents.shape).astype(jnp.float32)
 
+    def table(self) -> LayerTable:
+        c = self.config
+        lengths = (c.n_refiner_layers, c.n_refiner_layers, c.n_layers)
+        linears = lambda name: _BLOCK_LINEARS + (_MODULATION,) * (name != 'context_refiner')
+        return LayerTable(
+            _OUTSIDE,
+            [
+                Stack(name, name, range(n), linears(name), _BLOCK_NORMS)
+                for name, n in zip(STACKS, lengths)
+            ],
+        )
+
+    def weight_rules(self) -> list[WeightRule]:
+        return [
+            WeightRule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
+            WeightRule('{t:x_pad_token|cap_pad_token}', '{t}'),
+            *super().weight_rules(),
+        ]
+
 
 _BLOCK_LINEARS = (
     *(f'attention.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')),
@@ -385,30 +389,3 @@ _OUTSIDE = {
     'all_final_layer.2-1.adaLN_modulation.1': 'final_modulation',
     'all_final_layer.2-1.linear': 'final_layer',
 }
-
-
-def _table(config: ZImageConfig) -> LayerTable:
-    lengths = (config.n_refiner_layers, config.n_refiner_layers, config.n_layers)
-    linears = lambda name: _BLOCK_LINEARS + (_MODULATION,) * (name != 'context_refiner')
-    stacks = [
-        Stack(name, name, range(n), linears(name), _BLOCK_NORMS) for name, n in zip(STACKS, lengths)
-    ]
-    return LayerTable(_OUTSIDE, stacks)
-
-
-def module_paths(config: ZImageConfig, scan: bool) -> dict[str, str]:
-    """Checkpoint name of every linear layer -> its '/'-joined path here; see
-    `flux.module_paths`.
-    """
-    return _table(config).paths(scan)
-
-
-def weight_rules(config: ZImageConfig, scan: bool) -> list[WeightRule]:
-    """The table of Diffusers' ZImageTransformer2DModel checkpoint; scanned blocks stack over their
-    index.
-    """
-    return [
-        WeightRule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
-        WeightRule('{t:x_pad_token|cap_pad_token}', '{t}'),
-        *_table(config).rules(scan),
-    ]

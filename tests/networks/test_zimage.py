@@ -76,8 +76,7 @@ def build(config, **kwargs):
 
 def load(folder, config, scan, **kwargs):
     net, shapes = build(config, scan=scan, **kwargs)
-    rules = zimage.weight_rules(net.config, scan)
-    return net, weights.load_weights(folder, rules, shapes['params'])
+    return net, weights.load_weights(folder, net.weight_rules(), shapes['params'])
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
@@ -131,7 +130,7 @@ def test_gradients_of_adapters_are_the_same_scanned_and_rematerialised():
 
 def test_every_layer_may_carry_an_adapter():
     net, shapes = build(DEEP, lora=lora.LoraConfig(1, 1.0, ('.*',)))
-    names = zimage.module_paths(net.config, False)
+    names = net.module_paths()
     assert len(names) == 6 + 7 * 5 + 3
     kernels = {
         jax.tree_util.keystr(path[:-1], simple=True, separator='/')
@@ -145,7 +144,7 @@ def test_every_layer_may_carry_an_adapter():
 def test_saved_layout_is_that_of_torch(scan, tmp_path):
     reference(DEEP, tmp_path / 'theirs')
     net, params = load(tmp_path / 'theirs', DEEP, scan)
-    weights.save_weights(tmp_path / 'ours', zimage.weight_rules(net.config, scan), params)
+    weights.save_weights(tmp_path / 'ours', net.weight_rules(), params)
     numpy_io = pytest.importorskip('safetensors.numpy')
     name = 'diffusion_pytorch_model.safetensors'
     theirs, ours = (numpy_io.load_file(tmp_path / side / name) for side in ('theirs', 'ours'))
