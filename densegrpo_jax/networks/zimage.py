@@ -126,8 +126,8 @@ class Attention(nn.Module):
     attend: Attend = attention.xla
 
     @nn.compact
-    def __call__(self, x, rope, lengths=None):
-        """x [B, N, D], rope (cos, sin), lengths int32 [B] or None: the keys that are no padding."""
+    def __call__(self, x, rope, *lengths):
+        """x [B, N, D], rope (cos, sin), lengths int32 [B] if not all keys count: the first do."""
 
         def dense(x, name):
             return layers.Dense(x.shape[-1], self.adapters, self.dtype, use_bias=False, name=name)(
@@ -142,12 +142,7 @@ class Attention(nn.Module):
             layers.apply_rope(layers.RMSNorm(QK_EPS, name=name)(part), *rope)
             for name, part in (('norm_q', q), ('norm_k', k))
         )
-        q, k = q.astype(self.dtype), k.astype(self.dtype)
-        out = (
-            self.attend(q, k, v)
-            if lengths is None
-            else attention.over_prefix(self.attend, q, k, v, lengths)
-        )
+        out = self.attend(q.astype(self.dtype), k.astype(self.dtype), v, *lengths)
         return dense(checkpoint_name(out, 'attention'), 'to_out_0')
 
 
@@ -180,7 +175,7 @@ class Block(nn.Module):
     modulated: bool = True
 
     @nn.compact
-    def __call__(self, x, cond, rope, lengths=None):
+    def __call__(self, x, cond, rope, *lengths):
         scales = gates = (None, None)
         if self.modulated:
             modulation = layers.Dense(
@@ -197,7 +192,7 @@ class Block(nn.Module):
             return (x if factor is None else x * factor).astype(self.dtype)
 
         attend = Attention(self.heads, self.adapters, self.dtype, self.attend, name='attention')
-        out = attend(norm(x, 'attention_norm1', scales[0]), rope, lengths)
+        out = attend(norm(x, 'attention_norm1', scales[0]), rope, *lengths)
         x = x + norm(out, 'attention_norm2', gates[0])
         normed = attention.pin(self.attend, norm(x, 'ffn_norm1', scales[1]))
         out = FeedForward(self.adapters, self.dtype, name='feed_forward')(normed)

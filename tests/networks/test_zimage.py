@@ -156,13 +156,13 @@ def test_saved_layout_is_that_of_torch(scan, tmp_path):
 def test_attention_over_a_prefix_is_attention_to_those_keys():
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 6, 2, 4)).astype(np.float32) for _ in range(3))
-    found = attention.over_prefix(attention.xla, q, k, v, np.array([6, 4], np.int32))
+    found = attention.xla(q, k, v, np.array([6, 4], np.int32))
     np.testing.assert_allclose(found[:1], attention.xla(q[:1], k[:1], v[:1]), atol=1e-6)
     np.testing.assert_allclose(
         found[1:, :4], attention.xla(q[1:, :4], k[1:, :4], v[1:, :4]), atol=1e-6
     )
     with pytest.raises(ValueError, match="model.attention='splash'"):
-        attention.over_prefix(attention.splash, q, k, v, np.array([6, 4], np.int32))
+        attention.check_prefix(attention.splash)
 
 
 @pytest.mark.parametrize(
