@@ -11,8 +11,8 @@ from flax import linen as nn
 
 from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
-from densegrpo_jax.networks.encoder_layers import run_blocks
 from densegrpo_jax.networks.layers import LayerNorm, kernel_init
+from densegrpo_jax.networks.mmdit import stack
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import WeightRule, norm_rules
 
@@ -114,18 +114,8 @@ class ClipVisionModel(Network):
             + positions
         )
         x = LayerNorm(c.layer_norm_eps, name='pre_norm')(x).reshape(-1, width)
-        x, _ = run_blocks(
-            Block,
-            c.num_hidden_layers,
-            'layers',
-            x,
-            0.0,
-            scan=True,
-            remat=True,
-            config=c,
-            batch=batch,
-            dtype=self.dtype,
-        )
+        kwargs = dict(config=c, batch=batch, dtype=self.dtype)
+        x = stack(Block, c.num_hidden_layers, 'layers', kwargs, x, 0.0, scan=True, remat='full')
         x = x.reshape(batch, -1, width)
         pooled = LayerNorm(c.layer_norm_eps, name='post_norm')(x[:, 0]).astype(self.dtype)
         projection = self.param(
