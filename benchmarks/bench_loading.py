@@ -57,11 +57,10 @@ def make(folder: pathlib.Path) -> None:
     import numpy as np
     import safetensors.numpy
 
-    from densegrpo_jax.networks import flux
     from densegrpo_jax.pipelines.weights import files as weights
 
     net = network(blocks_for(GIB.value))
-    entries = weights._entries(flux.weight_rules(net.config, True), shapes_of(net), '')
+    entries = weights._entries(net.weight_rules(), shapes_of(net), '')
     folder.mkdir(parents=True, exist_ok=True)
     weight_map, shard, size = {}, {}, 0
     rng = np.random.default_rng(0)
@@ -97,7 +96,6 @@ def load(folder: pathlib.Path) -> None:
     jax.config.update('jax_num_cpu_devices', DEVICES.value)
     import jax.numpy as jnp
 
-    from densegrpo_jax.networks import flux
     from densegrpo_jax.networks.network import sharding_rules
     from densegrpo_jax.pipelines.weights import files as weights
     from densegrpo_jax.runtime.mesh import make_mesh
@@ -111,11 +109,7 @@ def load(folder: pathlib.Path) -> None:
     before, began = memory('VmRSS'), time.perf_counter()
     params = jax.block_until_ready(
         weights.load_weights(
-            folder,
-            flux.weight_rules(net.config, True),
-            shapes,
-            dtype=jnp.bfloat16,
-            shardings=placed,
+            folder, net.weight_rules(), shapes, dtype=jnp.bfloat16, shardings=placed
         )
     )
     seconds, peak = time.perf_counter() - began, memory('VmHWM')

@@ -12,8 +12,7 @@ from flax import linen as nn
 from densegrpo_jax.networks import clip_text, layers, t5, vae
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.config_json import read_config
-from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
-from densegrpo_jax.networks.network import Network
+from densegrpo_jax.networks.mmdit import LayerTable, Stack, StackedNetwork, stack
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.flux import FluxPipeline
 
@@ -52,30 +51,19 @@ class Stage(nn.Module):
         return x + dense(x.shape[-1], 'narrow')(hidden), None
 
 
-class PlainTransformer(Network):
+class PlainTransformer(StackedNetwork):
     """The velocity network."""
 
     config: PlainConfig
-    scan: bool = False
-    remat: str = 'none'
-    lora: lora_lib.LoraConfig | None = None
-    dtype: Any = jnp.float32
 
     COLUMN = ('prompt', 'enter', 'widen')
     ROW = ('narrow', 'leave')
     BLOCKS = ('stages',)
 
-    def _table(self):
+    def table(self):
+        """Its layers, by their names in the checkpoint."""
         stages = Stack('stages', 'stages', range(self.config.num_layers), LORA_TARGETS)
         return LayerTable({name: name for name in OUTSIDE}, [stages])
-
-    def weight_rules(self):
-        """The table of its checkpoint."""
-        return self._table().rules(self.scan)
-
-    def module_paths(self):
-        """Checkpoint name of every layer that may carry an adapter -> its path."""
-        return self._table().paths(self.scan)
 
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):

@@ -60,7 +60,7 @@ MODEL = {
     ),
     'remat': choice(
         'full',
-        'What the backward pass recomputes instead of keeping it (`FluxTransformer`).',
+        'What the backward pass recomputes instead of keeping it (`StackedNetwork`).',
         ('none', *REMAT_POLICIES),
         MACHINE,
     ),

@@ -8,7 +8,8 @@ rounding.
     splash   the Pallas "splash" kernel that ships with JAX, under shard_map; TPUs
 
 All take q, k, v [B, N, H, d] and return [B, N, H * d] in v's dtype, with the softmax in float32.
-None of them keeps the weights for the backward pass.
+None of them keeps the weights for the backward pass. xla and cudnn also take lengths int32 [B]: a
+sample attends to that many first keys. What follows is padding; its own results mean nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.runtime.mesh import BATCH_AXES, batch_shards
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Attend = Callable[..., jax.Array]  # of q, k, v and maybe lengths
 IMPLEMENTATIONS = ('xla', 'cudnn', 'splash')
 PLATFORM = {'cudnn': ('gpu', 'cuda'), 'splash': ('tpu',)}
 PROBE = 'probe'  # collection of the rows' entropies, filled only where it is mutable
@@ -32,67 +33,27 @@ TPU_LANES = 128  # block sizes are multiples of this
 
 
 @jax.checkpoint
-def xla(q, k, v):
+def xla(q, k, v, lengths=None):
     """Plain matrix products; the weights are recomputed in the backward pass instead of kept."""
     logits = (
         jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
         * q.shape[-1] ** -0.5
     )
+    if lengths is not None:
+        seen = jnp.arange(k.shape[1]) < lengths[:, None]
+        logits = jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
     return out.reshape(*out.shape[:2], -1)
-
-
-@jax.checkpoint
-def xla_prefix(q, k, v, lengths):
-    """As `xla`, over the first lengths [B] keys of every sample."""
-    logits = (
-        jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
-        * q.shape[-1] ** -0.5
-    )
-    seen = jnp.arange(k.shape[1]) < lengths[:, None]
-    logits = jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
-    return out.reshape(*out.shape[:2], -1)
-
-
-def over_prefix(attend: Attend, q, k, v, lengths):
-    """`attend` over the first lengths int32 [B] keys of every sample. What follows is padding; its
-    own results mean nothing. Same shapes and placement as `attend`.
-
-    Raises ValueError as `check_prefix`.
-    """
-    check_prefix(attend)
-    prefixed = _cudnn_prefix if kernel(attend) is cudnn else xla_prefix
-    q, k, v = (pin(attend, x, None, 'tensor') for x in (q, k, v))
-    lengths = pin(attend, lengths)  # a kernel sees its own rows, and would take the first lengths
-    return pin(attend, prefixed(q, k, v, lengths), None, 'tensor')
 
 
 def check_prefix(attend: Attend) -> None:
-    """Raises ValueError if `over_prefix` does not know the implementation."""
+    """Raises ValueError if the implementation takes no lengths."""
     if kernel(attend) not in (xla, cudnn):
         raise ValueError(
             "model.attention='splash' attends to all tokens, and this network's texts differ in "
             "length: use 'xla'"
         )
-
-
-def _cudnn_prefix(q, k, v, lengths):
-    batch, tokens = q.shape[:2]
-    odd = tokens % 2
-    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
-    queries = jnp.full(batch, tokens, jnp.int32)
-    out = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        implementation='cudnn',
-        query_seq_lengths=queries,
-        key_value_seq_lengths=lengths.astype(jnp.int32),
-    )
-    return out[:, :tokens].reshape(batch, tokens, -1)
 
 
 def row_entropy(q, k):
@@ -118,19 +79,20 @@ def row_entropy(q, k):
     return entropy.mean(1) / jnp.log(k.shape[1])
 
 
-def cudnn(q, k, v):
+def cudnn(q, k, v, lengths=None):
     """cuDNN's fused attention. q, k and v in bfloat16 or float16.
 
     JAX has no backward pass for an odd number of tokens (SD3.5 at 512 px: 1357). Such inputs get
     one more token, which no other token attends to.
     """
-    batch, tokens, lengths = *q.shape[:2], {}
+    batch, tokens, counts = *q.shape[:2], {}
     if tokens % 2:
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-        lengths = dict.fromkeys(
-            ('query_seq_lengths', 'key_value_seq_lengths'), jnp.full(batch, tokens, jnp.int32)
-        )
-    out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn', **lengths)[:, :tokens]
+    if tokens % 2 or lengths is not None:
+        queries = jnp.full(batch, tokens, jnp.int32)
+        keys = queries if lengths is None else lengths.astype(jnp.int32)
+        counts = dict(query_seq_lengths=queries, key_value_seq_lengths=keys)
+    out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn', **counts)[:, :tokens]
     return out.reshape(batch, tokens, -1)
 
 
@@ -210,10 +172,10 @@ class InPlace:
     attend: Attend
     mesh: Mesh
 
-    def __call__(self, q, k, v):
-        return self.pin(
-            self.attend(*(self.pin(x, None, 'tensor') for x in (q, k, v))), None, 'tensor'
-        )
+    def __call__(self, q, k, v, *lengths):
+        q, k, v = (self.pin(x, None, 'tensor') for x in (q, k, v))
+        # a kernel sees its own rows, and would take the first lengths
+        return self.pin(self.attend(q, k, v, *map(self.pin, lengths)), None, 'tensor')
 
     def pin(self, x, *rest):
         """x [B, ...] split over its rows. `rest`: mesh axes of the other dimensions; a dimension

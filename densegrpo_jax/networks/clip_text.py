@@ -1,6 +1,7 @@
 """CLIP's text encoder (Radford et al., arXiv:2103.00020): port of Transformers' CLIPTextModel."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ from flax import linen as nn
 from densegrpo_jax.networks import clip_layers
 from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
-from densegrpo_jax.networks.encoder_layers import run_blocks
 from densegrpo_jax.networks.layers import LayerNorm
+from densegrpo_jax.networks.mmdit import stack
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import WeightRule, norm_rules
 
@@ -56,7 +57,7 @@ class ClipTextModel(Network):
       config: the checkpoint's constants.
       projected: the pooled state goes through the text projection (CLIPTextModelWithProjection).
       penultimate: return the states that enter the last block, not normalised, which is what SD3
-        reads.
+        reads; not of scanned blocks.
       scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
         subtree per block.
       remat: recompute blocks in the backward pass.
@@ -78,9 +79,6 @@ class ClipTextModel(Network):
     COLUMN, ROW = clip_layers.COLUMN, clip_layers.ROW
     MATRICES = ('text_projection',)
     PREFIX = 'text_model.'  # in released folders; Transformers before 5 opens no others
-
-    def weight_rules(self):
-        return weight_rules(self.scan)
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -107,18 +105,15 @@ class ClipTextModel(Network):
         causal = np.where(
             np.tril(np.ones((length, length), bool)), np.float32(0), np.finfo(np.float32).min
         )
-        x, before = run_blocks(
-            Block,
-            c.num_hidden_layers,
-            'layers',
-            x.reshape(batch * length, -1).astype(jnp.float32),
-            causal,
-            scan=self.scan,
-            remat=self.remat,
-            config=c,
-            batch=batch,
-            dtype=self.dtype,
+        run = functools.partial(
+            stack, Block, scan=self.scan, remat='full' if self.remat else 'none'
         )
+        kwargs = dict(config=c, batch=batch, dtype=self.dtype)
+        last = int(self.penultimate)  # blocks after the states that are wanted
+        first = c.num_hidden_layers - last
+        x = x.reshape(batch * length, -1).astype(jnp.float32)
+        before = run(first, 'layers', kwargs, x, causal)
+        x = run(last, 'layers', kwargs, before, causal, first=first)
         x = (
             LayerNorm(c.layer_norm_eps, name='final_layer_norm')(x)
             .reshape(batch, length, -1)
@@ -138,21 +133,19 @@ class ClipTextModel(Network):
             before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x
         ), pooled
 
-
-def weight_rules(scan: bool) -> list[WeightRule]:
-    """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack
-    over their index.
-
-    Released checkpoints carry the prefix 'text_model.' before every key and Transformers 5 saves
-    without it: give `prefix='text_model.'` to `load_weights`, which takes both, and to
-    `save_weights` for files that old readers open too.
-    """
-    return [
-        WeightRule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
-        WeightRule('embeddings.position_ids', None),  # an index buffer of old files
-        WeightRule(
-            'embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'
-        ),
-        *norm_rules('final_layer_norm', 'final_layer_norm'),
-        *block_rules(scan),
-    ]
+    def weight_rules(self) -> list[WeightRule]:
+        """Released files carry PREFIX before every key and Transformers 5 saves without it: give it
+        to `load_weights`, which takes both, and to `save_weights` for files that old readers open
+        too.
+        """
+        return [
+            WeightRule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
+            WeightRule('embeddings.position_ids', None),  # an index buffer of old files
+            WeightRule(
+                'embeddings.{p:token_embedding|position_embedding}.weight',
+                '{p}/embedding',
+                'embedding',
+            ),
+            *norm_rules('final_layer_norm', 'final_layer_norm'),
+            *block_rules(self.scan),
+        ]

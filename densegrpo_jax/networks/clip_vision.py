@@ -11,8 +11,9 @@ from flax import linen as nn
 
 from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
-from densegrpo_jax.networks.encoder_layers import run_blocks
 from densegrpo_jax.networks.layers import LayerNorm, kernel_init
+from densegrpo_jax.networks.mmdit import stack
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import WeightRule, norm_rules
 
 
@@ -61,7 +62,7 @@ class ClipVisionConfig:
         )
 
 
-class ClipVisionModel(nn.Module):
+class ClipVisionModel(Network):
     """Normalised images to (states of the last layer, projected pooled state). The blocks are one
     scanned stack, which the backward pass recomputes.
 
@@ -113,18 +114,8 @@ class ClipVisionModel(nn.Module):
             + positions
         )
         x = LayerNorm(c.layer_norm_eps, name='pre_norm')(x).reshape(-1, width)
-        x, _ = run_blocks(
-            Block,
-            c.num_hidden_layers,
-            'layers',
-            x,
-            0.0,
-            scan=True,
-            remat=True,
-            config=c,
-            batch=batch,
-            dtype=self.dtype,
-        )
+        kwargs = dict(config=c, batch=batch, dtype=self.dtype)
+        x = stack(Block, c.num_hidden_layers, 'layers', kwargs, x, 0.0, scan=True, remat='full')
         x = x.reshape(batch, -1, width)
         pooled = LayerNorm(c.layer_norm_eps, name='post_norm')(x[:, 0]).astype(self.dtype)
         projection = self.param(
@@ -132,20 +123,17 @@ class ClipVisionModel(nn.Module):
         )
         return x.astype(self.dtype), pooled @ projection.astype(self.dtype)
 
-
-def weight_rules() -> list[WeightRule]:
-    """The table of Transformers' CLIPVisionModelWithProjection checkpoint.
-
-    As for the text tower, released checkpoints have a prefix ('vision_model.') before every key
-    except the projection's.
-    """
-    return [
-        WeightRule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),
-        WeightRule('embeddings.position_ids', None),  # an index buffer of old files
-        WeightRule('embeddings.class_embedding', 'class_embedding'),
-        WeightRule('embeddings.patch_embedding.weight', 'patch_embedding', 'conv'),
-        WeightRule('embeddings.position_embedding.weight', 'position_embedding'),
-        *norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
-        *norm_rules('post_layernorm', 'post_norm'),
-        *block_rules(scan=True),
-    ]
+    def weight_rules(self) -> list[WeightRule]:
+        """As for the text tower, released files have a prefix ('vision_model.') before every key
+        except the projection's.
+        """
+        return [
+            WeightRule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),
+            WeightRule('embeddings.position_ids', None),  # an index buffer of old files
+            WeightRule('embeddings.class_embedding', 'class_embedding'),
+            WeightRule('embeddings.patch_embedding.weight', 'patch_embedding', 'conv'),
+            WeightRule('embeddings.position_embedding.weight', 'position_embedding'),
+            *norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
+            *norm_rules('post_layernorm', 'post_norm'),
+            *block_rules(scan=True),
+        ]

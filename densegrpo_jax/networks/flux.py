@@ -18,14 +18,13 @@ from densegrpo_jax.networks.mmdit import (
     LayerTable,
     Modulation,
     Stack,
+    StackedNetwork,
     TimeTextEmbed,
     modulated_norm,
     path,
     stack,
 )
 from densegrpo_jax.networks.names import JOINT_ATTENTION
-from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import WeightRule
 
 CLASS_NAME = 'FluxTransformer2DModel'
 STACKS = ('transformer_blocks', 'single_transformer_blocks')
@@ -107,37 +106,16 @@ class SingleBlock(nn.Module):
         return x + gate[:, None] * out, None
 
 
-class FluxTransformer(Network):
+class FluxTransformer(StackedNetwork):
     """The velocity network of FLUX.1. Fresh modulation and output layers are zero (adaLN-zero,
     arXiv:2212.09748), so a fresh network predicts 0.
-
-    Attributes:
-      config: the checkpoint's constants.
-      scan: blocks as two scanned stacks (parameters with a leading block axis) instead of one
-        subtree per block.
-      remat: what the backward pass keeps of each block: 'none' (no rematerialisation), 'full' (keep
-        nothing), 'dots' (keep the products with weights), 'attention' (keep the attention output).
-      lora: adapters, or None.
-      dtype: of matrix products and of the residual stream.
-      attend: the implementation of attention, see `networks.attention`.
     """
 
     config: FluxConfig
-    scan: bool = False
-    remat: str = 'none'
-    lora: lora_lib.LoraConfig | None = None
-    dtype: Any = jnp.float32
-    attend: Attend = attention.xla
 
     COLUMN = (*mmdit.COLUMN, 'x_embedder', 'context_embedder', 'proj_mlp')
     ROW = (*mmdit.ROW, 'proj_out')
     BLOCKS = STACKS
-
-    def weight_rules(self):
-        return weight_rules(self.config, self.scan)
-
-    def module_paths(self):
-        return module_paths(self.config, self.scan)
 
     @nn.compact
     def __call__(self, latents, text, pooled, timestep, guidance, img_ids, txt_ids):
@@ -211,6 +189,18 @@ class FluxTransformer(Network):
         channels = config.out_channels or config.in_channels
         return dense(channels, 'proj_out', nn.initializers.zeros)(x).astype(jnp.float32)
 
+    def table(self) -> LayerTable:
+        config = self.config
+        embedders = ['timestep_embedder', 'text_embedder'] + [
+            'guidance_embedder'
+        ] * config.guidance_embeds
+        inner = (f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
+        stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
+        return LayerTable(
+            {name: path(name) for name in (*_LINEARS[''], *inner)},
+            [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
+        )
+
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of
 # the adapters' target names.
@@ -238,29 +228,3 @@ _NORMS = {
     'transformer_blocks': ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k'),
     'single_transformer_blocks': ('attn.norm_q', 'attn.norm_k'),
 }
-
-
-def _table(config: FluxConfig) -> LayerTable:
-    embedders = ['timestep_embedder', 'text_embedder'] + [
-        'guidance_embedder'
-    ] * config.guidance_embeds
-    inner = (f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
-    stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
-    return LayerTable(
-        {name: path(name) for name in (*_LINEARS[''], *inner)},
-        [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
-    )
-
-
-def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
-    """Checkpoint name of every linear layer -> its '/'-joined path here, e.g.
-    'transformer_blocks.0.attn.to_out.0' -> 'transformer_blocks_0/attn/to_out_0' (scanned:
-    'transformer_blocks/attn/to_out_0')."""
-    return _table(config).paths(scan)
-
-
-def weight_rules(config: FluxConfig, scan: bool) -> list[WeightRule]:
-    """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their
-    index.
-    """
-    return _table(config).rules(scan)

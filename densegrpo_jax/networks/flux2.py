@@ -19,14 +19,13 @@ from densegrpo_jax.networks.mmdit import (
     LayerTable,
     Modulation,
     Stack,
+    StackedNetwork,
     TimeTextEmbed,
     modulated_norm,
     path,
     stack,
 )
 from densegrpo_jax.networks.names import JOINT_ATTENTION
-from densegrpo_jax.networks.network import Network
-from densegrpo_jax.networks.weight_rules import WeightRule
 
 CLASS_NAME = 'Flux2Transformer2DModel'
 STACKS = ('transformer_blocks', 'single_transformer_blocks')
@@ -209,20 +208,10 @@ class SingleBlock(nn.Module):
         return x + gate[:, None] * out, None
 
 
-class Flux2Transformer(Network):
-    """The velocity network of FLUX.2.
-
-    Attributes:
-      config: the checkpoint's constants.
-      scan, remat, lora, dtype, attend: as in `FluxTransformer`.
-    """
+class Flux2Transformer(StackedNetwork):
+    """The velocity network of FLUX.2."""
 
     config: Flux2Config
-    scan: bool = False
-    remat: str = 'none'
-    lora: lora_lib.LoraConfig | None = None
-    dtype: Any = jnp.float32
-    attend: Attend = attention.xla
 
     COLUMN = (
         *mmdit.COLUMN,
@@ -234,12 +223,6 @@ class Flux2Transformer(Network):
     )
     ROW = (*mmdit.ROW, 'to_out', 'linear_out', 'proj_out')
     BLOCKS = STACKS
-
-    def weight_rules(self):
-        return weight_rules(self.config, self.scan)
-
-    def module_paths(self):
-        return module_paths(self.config, self.scan)
 
     @nn.compact
     def __call__(self, latents, text, timestep, guidance, rope):
@@ -317,6 +300,16 @@ class Flux2Transformer(Network):
         channels = config.out_channels or config.in_channels
         return dense(channels, 'proj_out', nn.initializers.zeros)(x).astype(jnp.float32)
 
+    def table(self) -> LayerTable:
+        config = self.config
+        embedders = ['timestep_embedder'] + ['guidance_embedder'] * config.guidance_embeds
+        inner = (f'time_guidance_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
+        stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
+        return LayerTable(
+            {name: path(name) for name in (*_LINEARS[''], *inner)},
+            [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
+        )
+
 
 # Where adapters are trained: those of FLUX.1, and last the two fused ones of the single blocks.
 LORA_TARGETS = (
@@ -347,27 +340,3 @@ _NORMS = {
     'transformer_blocks': ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k'),
     'single_transformer_blocks': ('attn.norm_q', 'attn.norm_k'),
 }
-
-
-def _table(config: Flux2Config) -> LayerTable:
-    embedders = ['timestep_embedder'] + ['guidance_embedder'] * config.guidance_embeds
-    inner = (f'time_guidance_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))
-    stacks = zip(STACKS, (config.num_layers, config.num_single_layers))
-    return LayerTable(
-        {name: path(name) for name in (*_LINEARS[''], *inner)},
-        [Stack(name, name, range(n), _LINEARS[name], _NORMS[name]) for name, n in stacks],
-    )
-
-
-def module_paths(config: Flux2Config, scan: bool) -> dict[str, str]:
-    """Checkpoint name of every linear layer -> its '/'-joined path here; see
-    `flux.module_paths`.
-    """
-    return _table(config).paths(scan)
-
-
-def weight_rules(config: Flux2Config, scan: bool) -> list[WeightRule]:
-    """The table of Diffusers' Flux2Transformer2DModel checkpoint; scanned blocks stack over their
-    index.
-    """
-    return _table(config).rules(scan)

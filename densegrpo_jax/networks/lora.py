@@ -116,7 +116,7 @@ def init_adapters(config: LoraConfig, names: dict[str, str], params: dict, key) 
 
     Args:
       config: the adapters asked for.
-      names: checkpoint module name -> path, e.g. `flux.module_paths(model.config, model.scan)`.
+      names: checkpoint module name -> path, `model.module_paths()`.
       params: the network's parameters, real or abstract: only shapes are read.
       key: typed PRNG key.
     Returns:

@@ -20,6 +20,7 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.names import REMAT_POLICIES
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import WeightRule, linear_rules
 
 # Of the layers below, as in `Network`.
@@ -356,3 +357,35 @@ class LayerTable(NamedTuple):
             first = s.indices[0] if scan else 0
             rules += [dataclasses.replace(rule, first=first) for rule in found]
         return rules
+
+
+class StackedNetwork(Network):
+    """A transformer of stacks of equal blocks, whose table makes its rules and its paths.
+
+    Attributes:
+      config: the checkpoint's constants.
+      scan: blocks as scanned stacks (parameters with a leading block axis) instead of one subtree
+        per block.
+      remat: what the backward pass keeps of each block: 'none' (no rematerialisation), 'full' (keep
+        nothing), 'dots' (keep the products with weights), 'attention' (keep the attention output).
+      lora: adapters, or None.
+      dtype: of matrix products and of the residual stream.
+      attend: the implementation of attention, see `networks.attention`.
+    """
+
+    config: Any
+    scan: bool = False
+    remat: str = 'none'
+    lora: lora_lib.LoraConfig | None = None
+    dtype: Any = jnp.float32
+    attend: Attend = attention.xla
+
+    def table(self) -> LayerTable:
+        """Its layers, by their names in the checkpoint."""
+        raise NotImplementedError
+
+    def weight_rules(self):
+        return self.table().rules(self.scan)
+
+    def module_paths(self):
+        return self.table().paths(self.scan)

@@ -228,9 +228,6 @@ class Qwen3Encoder(Network):
             )
         return tuple(k % (count + 1) for k in self.layers)
 
-    def weight_rules(self):
-        return weight_rules()
-
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """ids int32 [B, L], mask bool [B, L] (False: padding) -> [B, L, len(layers), hidden_size]
@@ -254,30 +251,27 @@ class Qwen3Encoder(Network):
         found = jnp.stack([states[k] for k in chosen], axis=1)
         return found.reshape(batch, length, len(chosen), c.hidden_size).astype(self.dtype)
 
-
-def weight_rules() -> list[WeightRule]:
-    """The table of Transformers' Qwen3ForCausalLM checkpoint (model.safetensors). Its keys have a
-    PREFIX, those of Qwen3Model have none. The head, which may be tied to the embedding, is not
-    read.
-    """
-    source, target = 'layers.{i}', 'layers_{i}'
-    return [
-        WeightRule('embed_tokens.weight', 'embed_tokens/embedding', 'embedding'),
-        WeightRule('lm_head.weight', None),
-        WeightRule('norm.weight', 'norm/scale'),
-        WeightRule(
-            f'{source}.self_attn.{{p:[qkvo]_proj}}.weight',
-            f'{target}/self_attn/{{p}}/kernel',
-            'linear',
-        ),
-        WeightRule(
-            f'{source}.mlp.{{p:gate_proj|up_proj|down_proj}}.weight',
-            f'{target}/mlp/{{p}}/kernel',
-            'linear',
-        ),
-        WeightRule(f'{source}.self_attn.{{n:[qk]_norm}}.weight', f'{target}/self_attn/{{n}}/scale'),
-        WeightRule(
-            f'{source}.{{n:input_layernorm|post_attention_layernorm}}.weight',
-            f'{target}/{{n}}/scale',
-        ),
-    ]
+    def weight_rules(self) -> list[WeightRule]:
+        source, target = 'layers.{i}', 'layers_{i}'
+        return [
+            WeightRule('embed_tokens.weight', 'embed_tokens/embedding', 'embedding'),
+            WeightRule('lm_head.weight', None),  # may be tied to the embedding; not read
+            WeightRule('norm.weight', 'norm/scale'),
+            WeightRule(
+                f'{source}.self_attn.{{p:[qkvo]_proj}}.weight',
+                f'{target}/self_attn/{{p}}/kernel',
+                'linear',
+            ),
+            WeightRule(
+                f'{source}.mlp.{{p:gate_proj|up_proj|down_proj}}.weight',
+                f'{target}/mlp/{{p}}/kernel',
+                'linear',
+            ),
+            WeightRule(
+                f'{source}.self_attn.{{n:[qk]_norm}}.weight', f'{target}/self_attn/{{n}}/scale'
+            ),
+            WeightRule(
+                f'{source}.{{n:input_layernorm|post_attention_layernorm}}.weight',
+                f'{target}/{{n}}/scale',
+            ),
+        ]

@@ -10,22 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from densegrpo_jax.networks import attention, layers, mmdit
+from densegrpo_jax.networks import layers, mmdit
 from densegrpo_jax.networks import lora as lora_lib
-from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
     JointBlock,
     LayerTable,
     Modulation,
     Stack,
+    StackedNetwork,
     TimeTextEmbed,
     modulated_norm,
     path,
     stack,
 )
 from densegrpo_jax.networks.names import JOINT_ATTENTION
-from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import WeightRule, conv_rules
 
 CLASS_NAME = 'SD3Transformer2DModel'
@@ -153,30 +152,18 @@ class PatchEmbed(nn.Module):
         )
 
 
-class Sd3Transformer(Network):
+class Sd3Transformer(StackedNetwork):
     """The velocity network of Stable Diffusion 3 and 3.5.
 
-    Attributes: those of `FluxTransformer`. If scanned, every run of equal blocks is one stack,
-    'transformer_blocks_from_<first>'.
+    If scanned, every run of equal blocks is one stack, 'transformer_blocks_from_<first>'.
     """
 
     config: Sd3Config
-    scan: bool = False
-    remat: str = 'none'
-    lora: lora_lib.LoraConfig | None = None
-    dtype: Any = jnp.float32
-    attend: Attend = attention.xla
 
     COLUMN = (*mmdit.COLUMN, 'context_embedder')
     ROW = (*mmdit.ROW, 'proj_out')
     MATRICES = BUFFERS = ('pos_embed',)
     BLOCKS = ('transformer_blocks(_from)?',)
-
-    def weight_rules(self):
-        return weight_rules(self.config, self.scan)
-
-    def module_paths(self):
-        return module_paths(self.config, self.scan)
 
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):
@@ -237,6 +224,22 @@ class Sd3Transformer(Network):
         x = x.reshape(batch, height // p, width // p, p, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, height, width, channels)
 
+    def table(self) -> LayerTable:
+        stacks = []
+        for first, length, dual, last in block_runs(self.config):
+            linears = _JOINT + _TEXT_OUT * (not last) + _DUAL * dual
+            norms = (_NORMS + _DUAL_NORMS * dual) * (self.config.qk_norm is not None)
+            blocks = range(first, first + length)
+            stacks.append(Stack('transformer_blocks', _stack_name(first), blocks, linears, norms))
+        return LayerTable({name: path(name) for name in _OUTSIDE}, stacks)
+
+    def weight_rules(self) -> list[WeightRule]:
+        return [
+            *conv_rules('pos_embed.proj', 'pos_embed'),
+            WeightRule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
+            *super().weight_rules(),
+        ]
+
 
 def block_runs(config: Sd3Config) -> list[tuple[int, int, bool, bool]]:
     """[(first, length, dual, last)]: consecutive equal blocks; the last block of the network is
@@ -288,29 +291,3 @@ _OUTSIDE = (
 # Where adapters are trained, as in Flow-GRPO on SD3.5-M: the joint attention, but not the second
 # attention of its first blocks.
 LORA_TARGETS = JOINT_ATTENTION
-
-
-def _table(config: Sd3Config) -> LayerTable:
-    stacks = []
-    for first, length, dual, last in block_runs(config):
-        linears = _JOINT + _TEXT_OUT * (not last) + _DUAL * dual
-        norms = (_NORMS + _DUAL_NORMS * dual) * (config.qk_norm is not None)
-        blocks = range(first, first + length)
-        stacks.append(Stack('transformer_blocks', _stack_name(first), blocks, linears, norms))
-    return LayerTable({name: path(name) for name in _OUTSIDE}, stacks)
-
-
-def module_paths(config: Sd3Config, scan: bool) -> dict[str, str]:
-    """Checkpoint name of every linear layer -> its '/'-joined path here."""
-    return _table(config).paths(scan)
-
-
-def weight_rules(config: Sd3Config, scan: bool) -> list[WeightRule]:
-    """The table of Diffusers' SD3Transformer2DModel checkpoint; scanned blocks stack over their
-    index.
-    """
-    return [
-        *conv_rules('pos_embed.proj', 'pos_embed'),
-        WeightRule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
-        *_table(config).rules(scan),
-    ]

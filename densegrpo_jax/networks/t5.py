@@ -179,9 +179,6 @@ class T5Encoder(Network):
             return tensors
         return {shared if key == alone else key: value for key, value in tensors.items()}
 
-    def weight_rules(self):
-        return weight_rules()
-
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids [B, L] int32 -> [B, L, d_model] in `dtype`. Padding is attended to, as in Diffusers'
@@ -211,30 +208,30 @@ class T5Encoder(Network):
         x = RMSNorm(c.layer_norm_epsilon, name='final_layer_norm')(x)
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
-
-def weight_rules() -> list[WeightRule]:
-    """The table of Transformers' T5EncoderModel checkpoint (model.safetensors)."""
-    source, target = 'encoder.block.{i}.layer', 'block_{i}'
-    return [
-        WeightRule('shared.weight', 'shared/embedding', 'embedding'),
-        WeightRule(
-            'encoder.embed_tokens.weight', None
-        ),  # tied to shared.weight; some files hold both
-        WeightRule(
-            'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
-            'relative_attention_bias/embedding',
-            'embedding',
-        ),
-        WeightRule(
-            f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight',
-            f'{target}/SelfAttention/{{p}}/kernel',
-            'linear',
-        ),
-        WeightRule(
-            f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight',
-            f'{target}/DenseReluDense/{{p}}/kernel',
-            'linear',
-        ),
-        WeightRule(f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'),
-        WeightRule('encoder.final_layer_norm.weight', 'final_layer_norm/scale'),
-    ]
+    def weight_rules(self) -> list[WeightRule]:
+        source, target = 'encoder.block.{i}.layer', 'block_{i}'
+        return [
+            WeightRule('shared.weight', 'shared/embedding', 'embedding'),
+            WeightRule(
+                'encoder.embed_tokens.weight', None
+            ),  # tied to shared.weight; some files hold both
+            WeightRule(
+                'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+                'relative_attention_bias/embedding',
+                'embedding',
+            ),
+            WeightRule(
+                f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight',
+                f'{target}/SelfAttention/{{p}}/kernel',
+                'linear',
+            ),
+            WeightRule(
+                f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight',
+                f'{target}/DenseReluDense/{{p}}/kernel',
+                'linear',
+            ),
+            WeightRule(
+                f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'
+            ),
+            WeightRule('encoder.final_layer_norm.weight', 'final_layer_norm/scale'),
+        ]

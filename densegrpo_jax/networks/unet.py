@@ -206,7 +206,7 @@ class Middle(nn.Module):
 class Unet(Network):
     """The noise network of Stable Diffusion 1.
 
-    Attributes: config, lora and dtype as in `FluxTransformer`. The blocks differ in shape, so none
+    Attributes: config, lora and dtype as in `StackedNetwork`. The blocks differ in shape, so none
     are scanned.
     """
 
@@ -217,12 +217,6 @@ class Unet(Network):
     COLUMN = ('to_[qkv]', 'net_0/proj', 'linear_1')
     ROW = ('to_out_0', 'net_2', 'linear_2', 'proj_out')
     BLOCKS = ('transformer_blocks',)
-
-    def weight_rules(self):
-        return weight_rules()
-
-    def module_paths(self):
-        return module_paths(self.config)
 
     @nn.compact
     def __call__(self, latents, text, timestep):
@@ -280,6 +274,48 @@ class Unet(Network):
             jnp.float32
         )
 
+    def module_paths(self) -> dict[str, str]:
+        return {
+            f'{block}.{layer}': path(f'{block}.{layer}')
+            for block in _transformers(self.config)
+            for layer in _BLOCK
+        }
+
+    def weight_rules(self) -> list[WeightRule]:
+        rules = [
+            *norm_rules('conv_norm_out', 'conv_norm_out'),
+            *conv_rules('{c:conv_in|conv_out}', '{c}'),
+            *linear_rules('time_embedding.{l:linear_[12]}', 'time_embedding/{l}'),
+            *conv_rules(
+                '{s:down_blocks|up_blocks}.{i}.{k:downsamplers|upsamplers}.0.conv',
+                '{s}_{i}/{k}_0/conv',
+            ),
+        ]
+        for source, target in (
+            ('{s:down_blocks|up_blocks}.{i}', '{s}_{i}'),
+            ('mid_block', 'mid_block'),
+        ):
+            resnet, inside = f'{source}.resnets.{{j}}', f'{target}/resnets_{{j}}'
+            rules += conv_rules(f'{resnet}.{{c:conv[12]|conv_shortcut}}', f'{inside}/{{c}}')
+            rules += linear_rules(f'{resnet}.time_emb_proj', f'{inside}/time_emb_proj')
+            rules += norm_rules(f'{resnet}.{{n:norm[12]}}', f'{inside}/{{n}}')
+            transformer, inside = f'{source}.attentions.{{j}}', f'{target}/attentions_{{j}}'
+            rules += norm_rules(f'{transformer}.norm', f'{inside}/norm')
+            rules += conv_rules(f'{transformer}.{{p:proj_in|proj_out}}', f'{inside}/{{p}}')
+            block, inside = f'{transformer}.transformer_blocks.0', f'{inside}/transformer_blocks_0'
+            rules += norm_rules(f'{block}.{{n:norm[123]}}', f'{inside}/{{n}}')
+            rules.append(
+                WeightRule(
+                    f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight',
+                    f'{inside}/{{a}}/{{p}}/kernel',
+                    'linear',
+                )
+            )
+            rules += linear_rules(f'{block}.{{a:attn[12]}}.to_out.0', f'{inside}/{{a}}/to_out_0')
+            rules += linear_rules(f'{block}.ff.net.0.proj', f'{inside}/ff/net_0/proj')
+            rules += linear_rules(f'{block}.ff.net.2', f'{inside}/ff/net_2')
+        return rules
+
 
 _ATTENTION = tuple(
     f'{a}.{p}' for a in ('attn1', 'attn2') for p in ('to_q', 'to_k', 'to_v', 'to_out.0')
@@ -301,50 +337,3 @@ def _transformers(config: UnetConfig) -> list[str]:
             kind == ATTENTION_UP
         )
     return [f'{name}.transformer_blocks.0' for name in names]
-
-
-def module_paths(config: UnetConfig) -> dict[str, str]:
-    """Checkpoint name of every linear layer that may carry an adapter -> its '/'-joined path
-    here.
-    """
-    return {
-        f'{block}.{layer}': path(f'{block}.{layer}')
-        for block in _transformers(config)
-        for layer in _BLOCK
-    }
-
-
-def weight_rules() -> list[WeightRule]:
-    """The table of Diffusers' UNet2DConditionModel checkpoint, for any shape."""
-    rules = [
-        *norm_rules('conv_norm_out', 'conv_norm_out'),
-        *conv_rules('{c:conv_in|conv_out}', '{c}'),
-        *linear_rules('time_embedding.{l:linear_[12]}', 'time_embedding/{l}'),
-        *conv_rules(
-            '{s:down_blocks|up_blocks}.{i}.{k:downsamplers|upsamplers}.0.conv', '{s}_{i}/{k}_0/conv'
-        ),
-    ]
-    for source, target in (
-        ('{s:down_blocks|up_blocks}.{i}', '{s}_{i}'),
-        ('mid_block', 'mid_block'),
-    ):
-        resnet, inside = f'{source}.resnets.{{j}}', f'{target}/resnets_{{j}}'
-        rules += conv_rules(f'{resnet}.{{c:conv[12]|conv_shortcut}}', f'{inside}/{{c}}')
-        rules += linear_rules(f'{resnet}.time_emb_proj', f'{inside}/time_emb_proj')
-        rules += norm_rules(f'{resnet}.{{n:norm[12]}}', f'{inside}/{{n}}')
-        transformer, inside = f'{source}.attentions.{{j}}', f'{target}/attentions_{{j}}'
-        rules += norm_rules(f'{transformer}.norm', f'{inside}/norm')
-        rules += conv_rules(f'{transformer}.{{p:proj_in|proj_out}}', f'{inside}/{{p}}')
-        block, inside = f'{transformer}.transformer_blocks.0', f'{inside}/transformer_blocks_0'
-        rules += norm_rules(f'{block}.{{n:norm[123]}}', f'{inside}/{{n}}')
-        rules.append(
-            WeightRule(
-                f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight',
-                f'{inside}/{{a}}/{{p}}/kernel',
-                'linear',
-            )
-        )
-        rules += linear_rules(f'{block}.{{a:attn[12]}}.to_out.0', f'{inside}/{{a}}/to_out_0')
-        rules += linear_rules(f'{block}.ff.net.0.proj', f'{inside}/ff/net_0/proj')
-        rules += linear_rules(f'{block}.ff.net.2', f'{inside}/ff/net_2')
-    return rules

@@ -316,9 +316,6 @@ class AutoencoderKL(Network):
     COLUMN = ('to_[qkv]',)
     ROW = ('to_out_0',)
 
-    def weight_rules(self):
-        return weight_rules()
-
     def setup(self):
         config = self.config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
@@ -353,35 +350,31 @@ class AutoencoderKL(Network):
         mean, log_var = self.encode(images)
         return self.decode(mean), mean, log_var
 
-
-def weight_rules() -> list[WeightRule]:
-    """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors), for
-    any shape.
-    """
-    rules = []
-    resnets = {
-        '{h}.mid_block.resnets.{r}': '{h}/mid_block/resnets_{r}',
-        '{h}.{s:down_blocks|up_blocks}.{b}.resnets.{r}': '{h}/{s}_{b}/resnets_{r}',
-    }
-    for source, target in resnets.items():
-        rules += norm_rules(f'{source}.{{n:norm[12]}}', f'{target}/{{n}}')
-        rules += conv_rules(f'{source}.{{n:conv[12]|conv_shortcut}}', f'{target}/{{n}}')
-    source, target = '{h}.mid_block.attentions.0', '{h}/mid_block/attentions_0'
-    return [
-        *rules,
-        *norm_rules(f'{source}.group_norm', f'{target}/group_norm'),
-        *linear_rules(f'{source}.{{n:to_[qkv]}}', f'{target}/{{n}}'),
-        *linear_rules(f'{source}.to_out.0', f'{target}/to_out_0'),
-        *conv_rules(
-            '{h}.{s:down_blocks|up_blocks}.{b}.{n:downsamplers|upsamplers}.0.conv',
-            '{h}/{s}_{b}/{n}_0/conv',
-        ),
-        *norm_rules('{h}.conv_norm_out', '{h}/conv_norm_out'),
-        *conv_rules('{h}.{n:conv_in|conv_out}', '{h}/{n}'),
-        *conv_rules('{n:quant_conv|post_quant_conv}', '{n}'),
-        # Files older than Diffusers 0.18, such as Stable Diffusion 1's; never written.
-        *linear_rules(f'{source}.query', f'{target}/to_q'),
-        *linear_rules(f'{source}.key', f'{target}/to_k'),
-        *linear_rules(f'{source}.value', f'{target}/to_v'),
-        *linear_rules(f'{source}.proj_attn', f'{target}/to_out_0'),
-    ]
+    def weight_rules(self) -> list[WeightRule]:
+        rules = []
+        resnets = {
+            '{h}.mid_block.resnets.{r}': '{h}/mid_block/resnets_{r}',
+            '{h}.{s:down_blocks|up_blocks}.{b}.resnets.{r}': '{h}/{s}_{b}/resnets_{r}',
+        }
+        for source, target in resnets.items():
+            rules += norm_rules(f'{source}.{{n:norm[12]}}', f'{target}/{{n}}')
+            rules += conv_rules(f'{source}.{{n:conv[12]|conv_shortcut}}', f'{target}/{{n}}')
+        source, target = '{h}.mid_block.attentions.0', '{h}/mid_block/attentions_0'
+        return [
+            *rules,
+            *norm_rules(f'{source}.group_norm', f'{target}/group_norm'),
+            *linear_rules(f'{source}.{{n:to_[qkv]}}', f'{target}/{{n}}'),
+            *linear_rules(f'{source}.to_out.0', f'{target}/to_out_0'),
+            *conv_rules(
+                '{h}.{s:down_blocks|up_blocks}.{b}.{n:downsamplers|upsamplers}.0.conv',
+                '{h}/{s}_{b}/{n}_0/conv',
+            ),
+            *norm_rules('{h}.conv_norm_out', '{h}/conv_norm_out'),
+            *conv_rules('{h}.{n:conv_in|conv_out}', '{h}/{n}'),
+            *conv_rules('{n:quant_conv|post_quant_conv}', '{n}'),
+            # Files older than Diffusers 0.18, such as Stable Diffusion 1's; never written.
+            *linear_rules(f'{source}.query', f'{target}/to_q'),
+            *linear_rules(f'{source}.key', f'{target}/to_k'),
+            *linear_rules(f'{source}.value', f'{target}/to_v'),
+            *linear_rules(f'{source}.proj_attn', f'{target}/to_out_0'),
+        ]

@@ -128,9 +128,6 @@ class AutoencoderKLFlux2(vae.AutoencoderKL):
 
     config: Flux2VaeConfig
 
-    def weight_rules(self):
-        return weight_rules()
-
     def setup(self):
         c = self.config
         self.encoder, self.decoder = vae.Encoder(c.encoder), vae.Decoder(c.decoder)
@@ -152,12 +149,10 @@ class AutoencoderKLFlux2(vae.AutoencoderKL):
         """
         return *super().__call__(images), *self.statistics()
 
-
-def weight_rules() -> list[WeightRule]:
-    """The table of Diffusers' AutoencoderKLFlux2 checkpoint, for any shape."""
-    return [
-        WeightRule('bn.running_mean', 'bn/mean'),
-        WeightRule('bn.running_var', 'bn/var'),
-        WeightRule('bn.num_batches_tracked', None),  # an integer that only training reads
-        *vae.weight_rules(),
-    ]
+    def weight_rules(self) -> list[WeightRule]:
+        return [
+            WeightRule('bn.running_mean', 'bn/mean'),
+            WeightRule('bn.running_var', 'bn/var'),
+            WeightRule('bn.num_batches_tracked', None),  # an integer that only training reads
+            *super().weight_rules(),
+        ]

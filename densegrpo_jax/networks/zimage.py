@@ -17,8 +17,7 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
-from densegrpo_jax.networks.mmdit import LayerTable, Stack, stack
-from densegrpo_jax.networks.network import Network
+from densegrpo_jax.networks.mmdit import LayerTable, Stack, StackedNetwork, stack
 from densegrpo_jax.networks.weight_rules import WeightRule
 
 CLASS_NAME = 'ZImageTransformer2DModel'
@@ -127,8 +126,8 @@ class Attention(nn.Module):
     attend: Attend = attention.xla
 
     @nn.compact
-    def __call__(self, x, rope, lengths=None):
-        """x [B, N, D], rope (cos, sin), lengths int32 [B] or None: the keys that are no padding."""
+    def __call__(self, x, rope, *lengths):
+        """x [B, N, D], rope (cos, sin), lengths int32 [B] if not all keys count: the first do."""
 
         def dense(x, name):
             return layers.Dense(x.shape[-1], self.adapters, self.dtype, use_bias=False, name=name)(
@@ -143,12 +142,7 @@ class Attention(nn.Module):
             layers.apply_rope(layers.RMSNorm(QK_EPS, name=name)(part), *rope)
             for name, part in (('norm_q', q), ('norm_k', k))
         )
-        q, k = q.astype(self.dtype), k.astype(self.dtype)
-        out = (
-            self.attend(q, k, v)
-            if lengths is None
-            else attention.over_prefix(self.attend, q, k, v, lengths)
-        )
+        out = self.attend(q.astype(self.dtype), k.astype(self.dtype), v, *lengths)
         return dense(checkpoint_name(out, 'attention'), 'to_out_0')
 
 
@@ -181,7 +175,7 @@ class Block(nn.Module):
     modulated: bool = True
 
     @nn.compact
-    def __call__(self, x, cond, rope, lengths=None):
+    def __call__(self, x, cond, rope, *lengths):
         scales = gates = (None, None)
         if self.modulated:
             modulation = layers.Dense(
@@ -198,7 +192,7 @@ class Block(nn.Module):
             return (x if factor is None else x * factor).astype(self.dtype)
 
         attend = Attention(self.heads, self.adapters, self.dtype, self.attend, name='attention')
-        out = attend(norm(x, 'attention_norm1', scales[0]), rope, lengths)
+        out = attend(norm(x, 'attention_norm1', scales[0]), rope, *lengths)
         x = x + norm(out, 'attention_norm2', gates[0])
         normed = attention.pin(self.attend, norm(x, 'ffn_norm1', scales[1]))
         out = FeedForward(self.adapters, self.dtype, name='feed_forward')(normed)
@@ -217,22 +211,14 @@ class TimeEmbed(nn.Module):
         return layers.Dense(self.features, self.adapters, name='mlp_2')(nn.silu(x))
 
 
-class ZImageTransformer(Network):
+class ZImageTransformer(StackedNetwork):
     """The network of Z-Image, which predicts x_0 - eps from a time that runs from noise, 0, to the
     image, 1.
 
-    Attributes:
-      config: the checkpoint's constants.
-      scan, remat, lora, dtype, attend: as in `FluxTransformer`; `attend` must take a prefix of
-        the keys (`attention.check_prefix`).
+    `attend` must take a prefix of the keys (`attention.check_prefix`).
     """
 
     config: ZImageConfig
-    scan: bool = False
-    remat: str = 'none'
-    lora: lora_lib.LoraConfig | None = None
-    dtype: Any = jnp.float32
-    attend: Attend = attention.xla
 
     COLUMN = (
         'to_[qkv]',
@@ -245,12 +231,6 @@ class ZImageTransformer(Network):
     )
     ROW = ('to_out_0', 'w2', 'mlp_2', 'final_layer')
     BLOCKS = STACKS
-
-    def weight_rules(self):
-        return weight_rules(self.config, self.scan)
-
-    def module_paths(self):
-        return module_paths(self.config, self.scan)
 
     @nn.compact
     def __call__(self, latents, text, mask, time):
@@ -363,6 +343,25 @@ class ZImageTransformer(Network):
         x = x.reshape(batch, rows, columns, 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(latents.shape).astype(jnp.float32)
 
+    def table(self) -> LayerTable:
+        c = self.config
+        lengths = (c.n_refiner_layers, c.n_refiner_layers, c.n_layers)
+        linears = lambda name: _BLOCK_LINEARS + (_MODULATION,) * (name != 'context_refiner')
+        return LayerTable(
+            _OUTSIDE,
+            [
+                Stack(name, name, range(n), linears(name), _BLOCK_NORMS)
+                for name, n in zip(STACKS, lengths)
+            ],
+        )
+
+    def weight_rules(self) -> list[WeightRule]:
+        return [
+            WeightRule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
+            WeightRule('{t:x_pad_token|cap_pad_token}', '{t}'),
+            *super().weight_rules(),
+        ]
+
 
 _BLOCK_LINEARS = (
     *(f'attention.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')),
@@ -385,30 +384,3 @@ _OUTSIDE = {
     'all_final_layer.2-1.adaLN_modulation.1': 'final_modulation',
     'all_final_layer.2-1.linear': 'final_layer',
 }
-
-
-def _table(config: ZImageConfig) -> LayerTable:
-    lengths = (config.n_refiner_layers, config.n_refiner_layers, config.n_layers)
-    linears = lambda name: _BLOCK_LINEARS + (_MODULATION,) * (name != 'context_refiner')
-    stacks = [
-        Stack(name, name, range(n), linears(name), _BLOCK_NORMS) for name, n in zip(STACKS, lengths)
-    ]
-    return LayerTable(_OUTSIDE, stacks)
-
-
-def module_paths(config: ZImageConfig, scan: bool) -> dict[str, str]:
-    """Checkpoint name of every linear layer -> its '/'-joined path here; see
-    `flux.module_paths`.
-    """
-    return _table(config).paths(scan)
-
-
-def weight_rules(config: ZImageConfig, scan: bool) -> list[WeightRule]:
-    """The table of Diffusers' ZImageTransformer2DModel checkpoint; scanned blocks stack over their
-    index.
-    """
-    return [
-        WeightRule('cap_embedder.0.weight', 'cap_embedder_0/scale'),
-        WeightRule('{t:x_pad_token|cap_pad_token}', '{t}'),
-        *_table(config).rules(scan),
-    ]

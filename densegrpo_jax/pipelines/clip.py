@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.networks import clip_text, clip_vision
 from densegrpo_jax.networks.clip_text import ClipTextConfig, ClipTextModel
 from densegrpo_jax.networks.clip_vision import ClipVisionConfig, ClipVisionModel
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
@@ -112,15 +111,14 @@ class Clip:
         """The table of Transformers' CLIPModel checkpoint; without a text tower its keys are known
         and ignored.
         """
-        vision = clip_vision.weight_rules()
-        rules = _inside('vision_model', vision)
+        rules = _inside('vision_model', self.vision.weight_rules())
         if self.text is None:
             return [
                 *rules,
                 WeightRule(r'{p:text_model\..+|text_projection\.weight|logit_scale}', None),
             ]
-        text = clip_text.weight_rules(self.text.scan)
-        return [*rules, *_inside('text_model', text), WeightRule('logit_scale', 'logit_scale')]
+        text = _inside('text_model', self.text.weight_rules())
+        return [*rules, *text, WeightRule('logit_scale', 'logit_scale')]
 
 
 def read_clip(

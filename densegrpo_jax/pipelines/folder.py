@@ -306,7 +306,7 @@ def build_pipeline(
         and SD3.5, which train here with 128, and Qwen3 in FLUX.2.
       lora: which layers of the transformer carry adapters; the adapters themselves are not part of
         the pipeline.
-      scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
+      scan, remat, attend: how the transformer's blocks are compiled, see `StackedNetwork`.
       dtype: of matrix products and of the residual stream.
       cfg_normalization, cfg_truncation: of classifier-free guidance, see
         `core.classifier_free.guided_velocity`.

@@ -62,8 +62,8 @@ def test_splash_equals_plain_attention_on_a_mesh(batch, tokens, monkeypatch):
 
 
 def prefix_of(lengths):
-    """`over_prefix` of the cuDNN kernel, over the first `lengths` of the keys."""
-    return lambda q, k, v: attention.over_prefix(attention.cudnn, q, k, v, np.array(lengths))
+    """The cuDNN kernel over the first `lengths` of the keys."""
+    return lambda q, k, v: attention.cudnn(q, k, v, np.array(lengths))
 
 
 # an odd number has no backward pass in JAX, so both make it even

@@ -90,9 +90,7 @@ def load(folder, scan):
     config = clip_text.ClipTextConfig.from_json(json.loads((folder / 'config.json').read_text()))
     model = clip_text.ClipTextModel(config, scan=scan)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params']
-    return model, weights.load_weights(
-        folder, clip_text.weight_rules(scan), shapes, prefix='text_model.'
-    )
+    return model, weights.load_weights(folder, model.weight_rules(), shapes, prefix='text_model.')
 
 
 def some_ids(shape, eos):
@@ -151,11 +149,7 @@ def test_layouts_with_and_without_prefix(prefix, scan, tmp_path):
     reference.save_pretrained(tmp_path / 'theirs')
     model, params = load(tmp_path / 'theirs', scan)
     weights.save_weights(
-        tmp_path / 'ours',
-        clip_text.weight_rules(scan),
-        params,
-        filename='model.safetensors',
-        prefix=prefix,
+        tmp_path / 'ours', model.weight_rules(), params, filename='model.safetensors', prefix=prefix
     )
     (tmp_path / 'ours' / 'config.json').write_text(
         (tmp_path / 'theirs' / 'config.json').read_text()

@@ -100,9 +100,7 @@ def test_image_tower_equals_torch(shape, tmp_path):
         .astype(np.float32)
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-    params = weights.load_weights(
-        tmp_path, clip_vision.weight_rules(), shapes, prefix='vision_model.'
-    )
+    params = weights.load_weights(tmp_path, model.weight_rules(), shapes, prefix='vision_model.')
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         expected = reference(pixels), reference.vision_model(pixels)

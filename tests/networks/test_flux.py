@@ -93,7 +93,7 @@ def build(config, **kwargs):
 def load(folder, config, scan, **kwargs):
     """(network, parameters) read from a Diffusers folder."""
     net, shapes = build(config, scan=scan, **kwargs)
-    return net, weights.load_weights(folder, flux.weight_rules(net.config, scan), shapes)
+    return net, weights.load_weights(folder, net.weight_rules(), shapes)
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])

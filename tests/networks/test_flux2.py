@@ -100,7 +100,7 @@ def build(config, **kwargs):
 def load(folder, config, scan, **kwargs):
     """(network, parameters) read from a Diffusers folder."""
     net, shapes = build(config, scan=scan, **kwargs)
-    return net, weights.load_weights(folder, flux2.weight_rules(net.config, scan), shapes['params'])
+    return net, weights.load_weights(folder, net.weight_rules(), shapes['params'])
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
@@ -159,17 +159,17 @@ def test_adapters_equal_torch_with_merged_weights(tmp_path):
     wanted = lora.LoraConfig(3, 6.0, TARGETS)
     net, shapes = build(BASE, lora=wanted)
     tree, args = random_tree(shapes), inputs(BASE, 2, (2, 3), 4)
-    weights.save_weights(tmp_path, flux2.weight_rules(net.config, False), tree['params'])
+    weights.save_weights(tmp_path, net.weight_rules(), tree['params'])
     module = diffusers.Flux2Transformer2DModel(**BASE).eval()
     from safetensors.torch import load_file
 
     module.load_state_dict(load_file(tmp_path / 'diffusion_pytorch_model.safetensors'))
-    names = wanted.select(flux2.module_paths(net.config, False))
+    names = wanted.select(net.module_paths())
     assert len(names) == 2 * 3 + 3 * 2
     with torch.no_grad():
         for name in names:
             node = tree[lora.COLLECTION]
-            for part in flux2.module_paths(net.config, False)[name].split('/'):
+            for part in net.module_paths()[name].split('/'):
                 node = node[part]
             delta = 2.0 * node['b'].T @ node['a'].T
             module.get_submodule(name).weight += torch.from_numpy(delta)
@@ -181,7 +181,7 @@ def test_adapters_equal_torch_with_merged_weights(tmp_path):
 
 def test_every_layer_may_carry_an_adapter():
     net, shapes = build(WIDE, lora=lora.LoraConfig(1, 1.0, ('.*',)))
-    names = flux2.module_paths(net.config, False)
+    names = net.module_paths()
     assert len(names) == 7 + 4 + 12 + 2 * 2
     kernels = {
         jax.tree_util.keystr(path[:-1], simple=True, separator='/')

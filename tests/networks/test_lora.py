@@ -58,6 +58,11 @@ def inputs(batch=2, tokens=6, length=4):
     )
 
 
+def paths(scan=False):
+    """Checkpoint name -> path of every linear layer."""
+    return flux.FluxTransformer(CONFIG, scan=scan).module_paths()
+
+
 def build(scan, **kwargs):
     """(network, parameters, adapters with a non-zero B), the same whether scanned or not."""
     net = flux.FluxTransformer(CONFIG, scan=scan, lora=LORA, **kwargs)
@@ -81,19 +86,18 @@ def test_equals_torch_with_merged_weights(scan, tmp_path):
     diffusers = pytest.importorskip('diffusers')
     torch.set_num_threads(1)
     net, params, adapters = build(scan)
-    rules = flux.weight_rules(CONFIG, scan)
-    weights.save_weights(tmp_path, rules, params)
+    weights.save_weights(tmp_path, net.weight_rules(), params)
     module = diffusers.FluxTransformer2DModel(**dataclasses.asdict(CONFIG)).eval()
     from safetensors.torch import load_file
 
     module.load_state_dict(load_file(tmp_path / 'diffusion_pytorch_model.safetensors'))
     flat = unstack_blocks(adapters, *flux.STACKS) if scan else adapters
-    names = LORA.select(flux.module_paths(CONFIG, False))
+    names = LORA.select(paths())
     assert len(names) == 2 * 12 + 5
     with torch.no_grad():
         for name in names:
             node = flat
-            for part in flux.module_paths(CONFIG, False)[name].split('/'):
+            for part in paths()[name].split('/'):
                 node = node[part]
             delta = 6.0 / 3 * np.asarray(node['b']).T @ np.asarray(node['a']).T
             module.get_submodule(name).weight += torch.from_numpy(delta)
@@ -113,7 +117,7 @@ def test_no_collection_is_the_reference(scan):
     plain = flux.FluxTransformer(CONFIG, scan=scan)
     reference = apply(plain, params=params)
     np.testing.assert_array_equal(apply(net, params=params), reference)
-    fresh = lora.init_adapters(LORA, flux.module_paths(CONFIG, scan), params, jax.random.key(3))
+    fresh = lora.init_adapters(LORA, paths(scan), params, jax.random.key(3))
     # zero B
     np.testing.assert_allclose(
         apply(net, params=params, lora=fresh), reference, rtol=1e-6, atol=1e-6
@@ -155,9 +159,7 @@ def test_fresh_adapters():
         flux.FluxTransformer(CONFIG, scan=scan, lora=config).init, jax.random.key(0), *inputs()
     )
     adapters = {
-        scan: lora.init_adapters(
-            config, flux.module_paths(CONFIG, scan), shapes(scan)['params'], jax.random.key(4)
-        )
+        scan: lora.init_adapters(config, paths(scan), shapes(scan)['params'], jax.random.key(4))
         for scan in (False, True)
     }
     for scan in (False, True):  # the same tree as the network's own
@@ -171,14 +173,12 @@ def test_fresh_adapters():
     assert leaves['a'].dtype == leaves['b'].dtype == jnp.float32 and not leaves['b'].any()
     assert float(leaves['a'].std()) == pytest.approx(1 / 8, rel=0.1)
     assert float(jnp.abs(leaves['a'][0] - leaves['a'][1]).mean()) > 0.05  # blocks differ
-    other = lora.init_adapters(
-        config, flux.module_paths(CONFIG, True), shapes(True)['params'], jax.random.key(5)
-    )
+    other = lora.init_adapters(config, paths(True), shapes(True)['params'], jax.random.key(5))
     assert (other['transformer_blocks']['ff']['net_2']['a'] != leaves['a']).all()
 
 
 def test_targets_match_whole_names_or_their_ends():
-    names = flux.module_paths(CONFIG, False)
+    names = paths()
     select = lambda *targets: lora.LoraConfig(1, 1.0, targets).select(names)
     # not ff_context.net.2
     assert select('ff.net.2') == ('transformer_blocks.0.ff.net.2', 'transformer_blocks.1.ff.net.2')
@@ -189,7 +189,7 @@ def test_targets_match_whole_names_or_their_ends():
 
 
 def test_bad_targets_are_named():
-    names = flux.module_paths(CONFIG, False)
+    names = paths()
     with pytest.raises(ValueError, match=r"match no layer: \['attn.to_x', 'ff.net.1'\]"):
         lora.LoraConfig(1, 1.0, ('attn.to_q', 'attn.to_x', 'ff.net.1')).select(names)
     net = flux.FluxTransformer(CONFIG, lora=lora.LoraConfig(1, 1.0, ('attn.to_x',)))
@@ -199,7 +199,7 @@ def test_bad_targets_are_named():
     with pytest.raises(
         ValueError, match=r'only some of the scanned blocks.*transformer_blocks\.1\.attn\.to_q'
     ):
-        lora.resolve(some, flux.module_paths(CONFIG, True))
+        lora.resolve(some, paths(True))
     assert lora.resolve(some, names).paths == {'transformer_blocks_0/attn/to_q'}
     for arguments in ((0, 1.0, ('a',)), (1, 1.0, ()), (1, 1.0, 'attn'), (1, 1.0, ('(',))):
         with pytest.raises(ValueError, match='lora'):

@@ -91,7 +91,7 @@ def load(folder, layers=(-1,)):
     model = qwen3.Qwen3Encoder(config, layers)
     blank = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), blank, blank > 0)['params']
-    return model, weights.load_weights(folder, qwen3.weight_rules(), shapes, prefix='model.')
+    return model, weights.load_weights(folder, model.weight_rules(), shapes, prefix='model.')
 
 
 def inputs(length, counts, side):
@@ -145,10 +145,10 @@ def test_a_token_sees_no_later_token_and_no_padding(tmp_path):
 def test_saved_layout_is_that_of_torch(tmp_path):
     _, reference = torch_model(GROUPED)
     reference.save_pretrained(tmp_path / 'theirs')
-    _, params = load(tmp_path / 'theirs')
+    model, params = load(tmp_path / 'theirs')
     weights.save_weights(
         tmp_path / 'ours',
-        qwen3.weight_rules(),
+        model.weight_rules(),
         params,
         filename='model.safetensors',
         prefix='model.',

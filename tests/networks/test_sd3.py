@@ -73,7 +73,7 @@ def load(folder, config, scan, **kwargs):
     """(network, parameters) read from a Diffusers folder."""
     net = sd3.Sd3Transformer(sd3.Sd3Config.from_json(config), scan=scan, **kwargs)
     abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs(config, 1, (2, 2), 1))['params']
-    return net, weights.load_weights(folder, sd3.weight_rules(net.config, scan), abstract)
+    return net, weights.load_weights(folder, net.weight_rules(), abstract)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -87,7 +87,7 @@ def test_equals_torch(case, tmp_path):
         out = jax.jit(net.apply)({'params': params}, *args)
         assert out.dtype == jnp.float32
         assert relative_error(out, want) <= 1e-5
-        weights.save_weights(tmp_path / f'copy{scan}', sd3.weight_rules(net.config, scan), params)
+        weights.save_weights(tmp_path / f'copy{scan}', net.weight_rules(), params)
         stored, copy = (
             f / 'diffusion_pytorch_model.safetensors' for f in (tmp_path, tmp_path / f'copy{scan}')
         )
@@ -148,13 +148,14 @@ def test_adapters_reach_every_linear_layer():
     for scan, layers in ((False, 2), (True, 3)):  # a scan has one block of each kind
         shape = MEDIUM | dict(num_layers=layers, dual_attention_layers=[0])
         config = sd3.Sd3Config.from_json(shape)
-        names = sd3.module_paths(config, scan)
         targets = ('attn.to_q', 'attn2.to_out.0', 'ff.net.2')
         net = sd3.Sd3Transformer(config, scan=scan, lora=lora.LoraConfig(2, 4.0, targets))
         args = inputs(shape, 2, (4, 4), 3)
         shapes = jax.eval_shape(net.init, jax.random.key(0), *args)
         variables = random_tree(shapes)
-        adapters = lora.init_adapters(net.lora, names, variables['params'], jax.random.key(1))
+        adapters = lora.init_adapters(
+            net.lora, net.module_paths(), variables['params'], jax.random.key(1)
+        )
         assert jax.tree.map(jnp.shape, adapters) == jax.tree.map(jnp.shape, shapes['lora'])
         apply = jax.jit(net.apply)
         base = apply({'params': variables['params']}, *args)

@@ -89,7 +89,7 @@ def load(folder):
     config = t5.T5Config.from_json(json.loads((folder / 'config.json').read_text()))
     model = t5.T5Encoder(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params']
-    return model, weights.load_weights(folder, t5.weight_rules(), shapes)
+    return model, weights.load_weights(folder, model.weight_rules(), shapes)
 
 
 def relative_error(ours, theirs):
@@ -127,8 +127,10 @@ def test_buckets_equal_torch(num_buckets, max_distance):
 def test_saved_layout_is_that_of_torch(tmp_path):
     _, reference = torch_model(CASES['gated'][0])
     reference.save_pretrained(tmp_path / 'theirs')
-    _, params = load(tmp_path / 'theirs')
-    weights.save_weights(tmp_path / 'ours', t5.weight_rules(), params, filename='model.safetensors')
+    model, params = load(tmp_path / 'theirs')
+    weights.save_weights(
+        tmp_path / 'ours', model.weight_rules(), params, filename='model.safetensors'
+    )
     numpy_io = pytest.importorskip('safetensors.numpy')
     theirs, ours = (
         numpy_io.load_file(tmp_path / side / 'model.safetensors') for side in ('theirs', 'ours')
@@ -161,11 +163,9 @@ def test_the_embedding_may_be_the_encoders_alone(tmp_path):
         tensors | {'encoder.embed_tokens.weight': expected}, tmp_path / 'model.safetensors'
     )
     config = t5.T5Config.from_json(json.loads((tmp_path / 'config.json').read_text()))
-    shapes = jax.eval_shape(
-        t5.T5Encoder(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
-    )['params']
-    rules = t5.weight_rules()
-    params = weights.load_weights(tmp_path, rules, shapes, layout=t5.T5Encoder.layout)
+    model = t5.T5Encoder(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params']
+    params = weights.load_weights(tmp_path, model.weight_rules(), shapes, layout=model.layout)
     np.testing.assert_array_equal(params['shared']['embedding'], expected)
 
 

@@ -58,10 +58,10 @@ def test_equals_torch(case, tmp_path):
     want = out.permute(0, 2, 3, 1).numpy()
     net = unet.Unet(unet_config.UnetConfig.from_json(dict(module.config)))
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, text, t)['params']
-    params = weights.load_weights(tmp_path, unet.weight_rules(), shapes)
+    params = weights.load_weights(tmp_path, net.weight_rules(), shapes)
     out = jax.jit(net.apply)({'params': params}, x, text, t)
     assert np.abs(np.asarray(out) - want).max() <= 1e-5 * np.abs(want).max()
-    weights.save_weights(tmp_path / 'copy', unet.weight_rules(), params)
+    weights.save_weights(tmp_path / 'copy', net.weight_rules(), params)
     assert weights.open_tensors(tmp_path / 'copy').keys() == weights.open_tensors(tmp_path).keys()
 
 
@@ -72,7 +72,7 @@ def test_stable_diffusion_1_has_its_published_size():
         net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 768)), jnp.zeros(1)
     )['params']
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 859_520_964
-    assert len(unet.module_paths(config)) == 16 * 10
+    assert len(net.module_paths()) == 16 * 10
 
 
 def test_adapters_reach_the_attention_layers():
@@ -81,7 +81,7 @@ def test_adapters_reach_the_attention_layers():
     args = inputs(SHALLOW, 1, (4, 4), 2)
     variables = jax.eval_shape(net.init, jax.random.key(0), *args)
     adapters = jax.eval_shape(
-        lambda key, base: lora.init_adapters(net.lora, unet.module_paths(config), base, key),
+        lambda key, base: lora.init_adapters(net.lora, net.module_paths(), base, key),
         jax.random.key(1),
         variables['params'],
     )

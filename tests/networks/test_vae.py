@@ -94,7 +94,8 @@ def abstract(config):
 
 def load(folder):
     config = vae.VaeConfig.from_json(json.loads((folder / 'config.json').read_text()))
-    return config, weights.load_weights(folder, vae.weight_rules(), abstract(config))
+    rules = vae.AutoencoderKL(config).weight_rules()
+    return config, weights.load_weights(folder, rules, abstract(config))
 
 
 def relative_error(ours, theirs):
@@ -139,10 +140,10 @@ def test_halves_need_only_their_own_parameters(tmp_path):
 def test_saved_layout_is_that_of_torch(case, tmp_path):
     _, reference = torch_model(CASES[case][0])
     reference.save_pretrained(tmp_path / 'theirs')
-    _, params = load(tmp_path / 'theirs')
+    config, params = load(tmp_path / 'theirs')
     weights.save_weights(
         tmp_path / 'ours',
-        vae.weight_rules(),
+        vae.AutoencoderKL(config).weight_rules(),
         params,
         filename='diffusion_pytorch_model.safetensors',
     )

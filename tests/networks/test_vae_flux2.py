@@ -53,7 +53,7 @@ def load(folder):
     config = json.loads((folder / 'config.json').read_text())
     model = vae_flux2.AutoencoderKLFlux2(vae_flux2.Flux2VaeConfig.from_json(config))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
-    return model, weights.load_weights(folder, vae_flux2.weight_rules(), shapes)
+    return model, weights.load_weights(folder, model.weight_rules(), shapes)
 
 
 def relative_error(ours, theirs):
@@ -91,8 +91,8 @@ def test_equals_torch(case, tmp_path):
 def test_torch_opens_what_is_saved(tmp_path):
     _, reference = torch_model(SMALL)
     reference.save_pretrained(tmp_path / 'theirs')
-    _, params = load(tmp_path / 'theirs')
-    weights.save_weights(tmp_path / 'ours', vae_flux2.weight_rules(), params)
+    model, params = load(tmp_path / 'theirs')
+    weights.save_weights(tmp_path / 'ours', model.weight_rules(), params)
     (tmp_path / 'ours' / 'config.json').write_text(
         (tmp_path / 'theirs' / 'config.json').read_text()
     )

@@ -76,8 +76,7 @@ def build(config, **kwargs):
 
 def load(folder, config, scan, **kwargs):
     net, shapes = build(config, scan=scan, **kwargs)
-    rules = zimage.weight_rules(net.config, scan)
-    return net, weights.load_weights(folder, rules, shapes['params'])
+    return net, weights.load_weights(folder, net.weight_rules(), shapes['params'])
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
@@ -131,7 +130,7 @@ def test_gradients_of_adapters_are_the_same_scanned_and_rematerialised():
 
 def test_every_layer_may_carry_an_adapter():
     net, shapes = build(DEEP, lora=lora.LoraConfig(1, 1.0, ('.*',)))
-    names = zimage.module_paths(net.config, False)
+    names = net.module_paths()
     assert len(names) == 6 + 7 * 5 + 3
     kernels = {
         jax.tree_util.keystr(path[:-1], simple=True, separator='/')
@@ -145,7 +144,7 @@ def test_every_layer_may_carry_an_adapter():
 def test_saved_layout_is_that_of_torch(scan, tmp_path):
     reference(DEEP, tmp_path / 'theirs')
     net, params = load(tmp_path / 'theirs', DEEP, scan)
-    weights.save_weights(tmp_path / 'ours', zimage.weight_rules(net.config, scan), params)
+    weights.save_weights(tmp_path / 'ours', net.weight_rules(), params)
     numpy_io = pytest.importorskip('safetensors.numpy')
     name = 'diffusion_pytorch_model.safetensors'
     theirs, ours = (numpy_io.load_file(tmp_path / side / name) for side in ('theirs', 'ours'))
@@ -157,13 +156,13 @@ def test_saved_layout_is_that_of_torch(scan, tmp_path):
 def test_attention_over_a_prefix_is_attention_to_those_keys():
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 6, 2, 4)).astype(np.float32) for _ in range(3))
-    found = attention.over_prefix(attention.xla, q, k, v, np.array([6, 4], np.int32))
+    found = attention.xla(q, k, v, np.array([6, 4], np.int32))
     np.testing.assert_allclose(found[:1], attention.xla(q[:1], k[:1], v[:1]), atol=1e-6)
     np.testing.assert_allclose(
         found[1:, :4], attention.xla(q[1:, :4], k[1:, :4], v[1:, :4]), atol=1e-6
     )
     with pytest.raises(ValueError, match="model.attention='splash'"):
-        attention.over_prefix(attention.splash, q, k, v, np.array([6, 4], np.int32))
+        attention.check_prefix(attention.splash)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_states_equal_those_of_the_klein_pipeline(tokenizer, encoder, length):
     ids, mask = chat_tokens(tokenizer, PROMPTS, length, thinking=False)
     assert ids.shape == mask.shape == (4, length) and (ids.dtype, mask.dtype) == (np.int32, bool)
     shapes = jax.eval_shape(model.init, jax.random.key(0), ids, mask)['params']
-    params = weights.load_weights(folder, qwen3.weight_rules(), shapes, prefix='model.')
+    params = weights.load_weights(folder, model.weight_rules(), shapes, prefix='model.')
     found = np.asarray(jax.jit(model.apply)({'params': params}, ids, mask))
     found = found.reshape(4, length, -1)
     assert found.dtype == jnp.float32

@@ -124,7 +124,7 @@ def test_round_trip_of_a_file_torch_wrote(scan, tmp_path):
         zeros(1, 3),
         zeros(1, 3),
     )['params']
-    rules = flux.weight_rules(net.config, scan)
+    rules = net.weight_rules()
     params = weights.load_weights(tmp_path / 'single', rules, shapes)
     jax.tree.map(
         np.testing.assert_array_equal,

@@ -239,7 +239,7 @@ def real_flux():
     adapters = lora.LoraConfig(
         rank=64, alpha=128, targets=('attn.to_q', 'attn.to_out.0', 'ff.net.0.proj', 'ff.net.2')
     )
-    names = flux.module_paths(transformer.config, True)
+    names = transformer.module_paths()
     t5_config = t5.T5Config(
         d_model=4096, d_ff=10240, num_layers=2, num_heads=64, feed_forward_proj='gated-gelu'
     )
