@@ -219,8 +219,9 @@ def signals(
     """
     c = covariances(rewards)[:, None]
     following = np.concatenate([rewards.twins[1:], rewards.again[None]])
-    rows = [(within(a, following - rewards.twins), within(a, a)) for a in credits.values()]
-    covered, spread = (np.stack(part) for part in zip(*rows))  # [C, T, P]
+    # [C, T, P]
+    covered = np.stack([within(a, following - rewards.twins) for a in credits.values()])
+    spread = np.stack([within(a, a) for a in credits.values()])
     own = [*credits].index(of)
 
     def square(x):
@@ -236,12 +237,11 @@ def signals(
         found = np.where(usable, square(covered) / np.where(usable, inner, 1), 0)  # [C, T]
         terms = found / total if total > 0 else np.full_like(found, np.nan)  # no effect, no signal
         value = terms.sum(-1)
-        return np.stack([value, np.log(value / value[own]), *terms.T])
+        return np.stack([value, np.log(value / value[own]), *terms.T])  # [2 + T, C]
 
     found = jackknifed(lambda *a: of_prompts(*a).ravel(), [c, covered, spread])
-    signal, logs, *terms = (
-        dict(zip(credits, found[i:])) for i in range(0, len(found), len(credits))
-    )
+    rows = (found[i : i + len(credits)] for i in range(0, len(found), len(credits)))
+    signal, logs, *terms = (dict(zip(credits, row)) for row in rows)
     parts = {name: [of_step[name] for of_step in terms] for name in credits}
     told = lambda n: signal[of].low > 0 and signal[n].value > 0 and np.isfinite(logs[n]).all()
     unknown = Interval(*[float('nan')] * 3)
