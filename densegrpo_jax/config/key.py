@@ -7,10 +7,11 @@ below; `schema` joins them.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 import numbers
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 # What a key decides: the results; speed, memory or place; or the display.
 SCIENCE, MACHINE, DISPLAY = 'science', 'machine', 'display'
@@ -142,6 +143,17 @@ class Key:
         if self.item is str:
             return isinstance(value, str)
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+class Selection(NamedTuple):
+    """Keys, as patterns of their dotted names, except those in `but`."""
+
+    keys: tuple[str, ...] = ('*',)
+    but: tuple[str, ...] = ()
+
+    def __contains__(self, key: object) -> bool:
+        like = lambda patterns: any(fnmatch.fnmatchcase(str(key), of) for of in patterns)
+        return like(self.keys) and not like(self.but)
 
 
 def whole(
