@@ -187,5 +187,4 @@ def test_facts_decide_in_every_part():
 
 def test_names_of_version_0_1_are_read():
     assert Progress.of({'velocity_evals': 7, 'seconds': 2.0}) == Progress(nfe=7, seconds=2.0)
-    assert renamed('search result', {'prompt': 0, 'pictures': 3}) == {'prompt': 0, 'images': 3}
     assert renamed('curve', {'nfe': '1'}) == {'nfe': '1'}
