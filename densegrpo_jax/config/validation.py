@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from densegrpo_jax.config.combinations import check_combinations
-from densegrpo_jax.config.key import Key
+from densegrpo_jax.config.key import Key, check_value
 from densegrpo_jax.config.schema import TABLE, close_key
 from densegrpo_jax.runtime.trackers import names_of
 
@@ -28,17 +27,6 @@ def validate(config) -> None:
                 check_value(f'{name}.{inner}', key, config[name][inner])
     check_combinations(config)
     names_of(config.log.report_to)
-
-
-def check_value(name: str, key: Key, value: object) -> None:
-    """Raises ValueError if the value does not have the key's type or is out of its range."""
-    if key.accepts(value):
-        return
-    hint = '.'
-    if key.choices is not None and isinstance(value, str):
-        if close := difflib.get_close_matches(value, key.choices, 1):
-            hint = f'; did you mean {close[0]!r}?'
-    raise ValueError(f'{name}={_shown(value)}: expected {key.expected}{hint} {name}: {key.help}')
 
 
 def check_names(config) -> None:
@@ -63,8 +51,3 @@ def _check_known(name: str, known: Collection[str], group: str) -> None:
         close = close_key(name, group)
         hint = f'; did you mean {close}?' if close else ''
         raise ValueError(f'there is no key {f"{group}." if group else ""}{name}{hint}')
-
-
-def _shown(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f'{text[:limit]}...'
