@@ -58,8 +58,7 @@ def main(flag) -> int:
     return execute(flag, flag.config.eval.batch, work, folder=flag.out, command='evaluate')[0]
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     what = 'Configuration: model, reward, evaluation prompts, ODE steps; else that of --workdir.'
     define_config(what, reads='evaluate', of_run=True)
     define_folder(
@@ -79,9 +78,5 @@ def define_flags() -> None:
     measured = 'Number of prompts on which the KL from the base is measured; 0 = none.'
     define_whole('kl_prompts', 32, measured, 0, 1_000_000)
     define_process_flags()
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flag_as_required('config')
     run_main(main)

@@ -73,8 +73,7 @@ def main(flag) -> None:
     logging.info('made %s and its model card %s', made, out / 'README.md')
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_config('Configuration of the run, unless its own is used.', of_run=True)
     define_folder('workdir', None, 'The training run.')
     define_folder('out', None, 'Folder to write into.')
@@ -90,9 +89,5 @@ def define_flags() -> None:
     refuse('push', lambda name: None if name else 'it is empty: is a variable of the shell unset?')
     flags.DEFINE_bool('public', False, 'With --push: everyone may see it.')
     goes_with('public', 'push')
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flags_as_required(['config', 'workdir', 'out'])
     run_main(main)

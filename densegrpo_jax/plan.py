@@ -105,8 +105,7 @@ def _is_plan(path: pathlib.Path) -> bool:
         return False
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_config('Configuration of the run.', reads='plan')
     flags.DEFINE_string(
         'topology',
@@ -123,9 +122,5 @@ def define_flags() -> None:
     )
     define_output('out', None, 'JSON file for the result.', '.json', _is_plan)
     flags.DEFINE_bool('search', False, 'Plan config.search instead of a training run.')
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flags_as_required(['config', 'topology'])
     run_main(main)

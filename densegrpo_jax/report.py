@@ -44,14 +44,9 @@ def _is_page(file: pathlib.Path) -> bool:
     return is_page(file)
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_runs()
     define_folder('out', None, 'Folder of the page; default, for one run: WORKDIR/report.')
     what = 'Also writes the page as one HTML file, with its pictures: for a mail or a notebook.'
     define_output('one_file', None, what, '.html', _is_page)
-
-
-if __name__ == '__main__':
-    define_flags()
     run_main(main)

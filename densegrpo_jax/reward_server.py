@@ -38,8 +38,7 @@ def main(flag) -> None:
     )
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_config(
         'Configuration; only its `reward` is read.', training=False, reads='reward_server'
     )
@@ -75,9 +74,5 @@ def define_flags() -> None:
         'Seconds that running requests have to finish when the server is stopped.',
         lower_bound=0,
     )
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flag_as_required('config')
     run_main(main)

@@ -64,8 +64,7 @@ def _is_drawn(path: pathlib.Path) -> bool:
     return is_drawn(path)
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     what = 'Configuration: model, size, guidance, policy; without it that of the run in --workdir.'
     define_config(what, reads='sample', of_run=True)
     define_policy_flags('drawn')
@@ -80,9 +79,5 @@ def define_flags() -> None:
     define_output('out', 'samples.png', sheet, '.png', _is_drawn)
     goes_with('compare', 'workdir')
     flags.DEFINE_bool('single', False, 'Also write every image as a separate PNG, next to --out.')
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flag_as_required('config')
     run_main(main)

@@ -25,13 +25,8 @@ def main(flag) -> None:
     serve([pathlib.Path(folder).expanduser() for folder in flag.workdir], flag.host, flag.port)
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_runs()
     flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on; 0.0.0.0: all of the machine.')
     define_whole('port', 8090, 'Port to listen on; 0 = any free one.', 0, 65535)
-
-
-if __name__ == '__main__':
-    define_flags()
     run_main(main)

@@ -210,8 +210,7 @@ def _check_read(vary: str, varied: Mapping[str, tuple[str, Changes]], extra: Seq
             raise ValueError(f'--vary={vary}: the runs would be equal in {key}. {told[0][0]}')
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     flags.DEFINE_string('config', None, 'Configuration file, passed to densegrpo_jax.main.')
     flags.DEFINE_string(
         'vary',
@@ -222,9 +221,5 @@ def define_flags() -> None:
     define_seeds(3)
     define_folder('workdir', None, 'Where the runs go.')
     define_folder('out', None, 'Folder for the figure, the tables and the page.')
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flags_as_required(['config', 'workdir', 'out'])
     run_main(main, extra=True)

@@ -248,8 +248,7 @@ def _made(out: pathlib.Path, signal: Mapping[str, Interval], records: Records, h
     logging.info('made %s', ', '.join(map(str, [*made, out / HEIGHTS])))
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Configuration of the runs.')
     define_folder('workdir', 'runs/foretell', 'Where the preflights go.')
     define_folder('out', 'docs/results/foretold', 'Folder for the page.')
@@ -258,8 +257,4 @@ def define_flags() -> None:
     flags.DEFINE_bool('norun', False, 'Only make the page again, from OUT/signal.json.')
     flags.DEFINE_integer('prompts', 64, 'Prompts of a preflight.', lower_bound=4)
     flags.DEFINE_integer('group', 8, 'Samples of each.', lower_bound=2)
-
-
-if __name__ == '__main__':
-    define_flags()
     run_main(main)

@@ -123,8 +123,7 @@ def main(flag, extra: Sequence[str]) -> int:
     return status
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Base configuration of all runs.')
     flags.DEFINE_list(
         'figure',
@@ -151,9 +150,5 @@ def define_flags() -> None:
         'WORKDIR/psi.json.',
     )
     flags.DEFINE_string('commit', '', 'Commit of this code, if git cannot tell.')
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flags_as_required(['figure'])
     run_main(main, extra=True)

@@ -135,8 +135,7 @@ def main(flag) -> int:
     return status
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_folder('workdir', 'runs/search', 'Where the searches go.')
     define_folder('out', None, 'Folder for tables, figures and the page; default WORKDIR/report.')
     define_folder(
@@ -147,8 +146,4 @@ def define_flags() -> None:
     flags.DEFINE_integer('prompts', 40, 'Prompts of each task.', lower_bound=2)
     flags.DEFINE_bool('run', True, 'Run missing searches; false: only draw.')
     define_process_flags()
-
-
-if __name__ == '__main__':
-    define_flags()
     run_main(main)

@@ -53,15 +53,10 @@ def main(flag) -> int:
     return FINISHED
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_config('Pretraining configuration.', training=False)
     define_folder(
         'workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.'
     )
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flag_as_required('config')
     run_main(main)

@@ -18,7 +18,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from densegrpo_jax.config.key import Key
+from densegrpo_jax.config.key import Key, check_value
 from densegrpo_jax.config.label import relabel, told
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.runtime.reading import check_depth, read_text
@@ -143,6 +143,5 @@ def _converted(name: str, key: Key, value: object) -> object:
     if isinstance(key.default, float) and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # then it is refused as it stands
             value = float(value)
-    if not key.accepts(value):
-        raise ValueError(f'{name}={value!r}: expected {key.expected}. {name}: {key.help}')
+    check_value(name, key, value)
     return value

@@ -10,28 +10,15 @@ levels.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from densegrpo_jax.config.guide_keys import PROBE_FIT
-from densegrpo_jax.config.key import MACHINE, SCIENCE
+from densegrpo_jax.config.key import MACHINE, SCIENCE, Selection
 from densegrpo_jax.config.retired import RETIRED, renamed
 from densegrpo_jax.config.run_keys import REWARD_MACHINE_OPTIONS
 from densegrpo_jax.config.schema import KEYS, OPEN, TABLE
 from densegrpo_jax.runtime.trees import ABSENT, Difference, dotted
-
-
-class Scope(NamedTuple):
-    """The keys of SCIENCE that decide, as patterns of their dotted names, except those in `but`.
-    Keys in `also` decide although they are not keys of SCIENCE.
-    """
-
-    keys: tuple[str, ...]
-    but: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
-
 
 _PROBE = ('guide.file', *PROBE_FIT)
 # What is learned before a run is compared by its values: noise, the direction of a reward, a
@@ -39,12 +26,12 @@ _PROBE = ('guide.file', *PROBE_FIT)
 _NOT_TRAINED = ('noise.*', 'calibration.*', 'd2.*', 'search.*', *_PROBE)
 _SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'plan.active', 'loss.cfg')
 _AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
-_LAYOUT = ('model.scan',)  # trained arrays are stacked like the blocks
 
-SCOPES: Mapping[str, Scope] = {
+# Of the keys of SCIENCE, those that decide.
+SCOPES: Mapping[str, Selection] = {
     # A checkpoint continues. A run's end is free; scores are comparable only if they were made in
     # the same way.
-    'training': Scope(
+    'training': Selection(
         ('*',),
         but=(
             'iterations',
@@ -56,10 +43,9 @@ SCOPES: Mapping[str, Scope] = {
             'eval.embedding',
             'guard.*',
         ),
-        also=_LAYOUT,
     ),
     # A psi file continues, or is used; its end is free.
-    'calibration': Scope(
+    'calibration': Selection(
         (
             'seed',
             'model.*',
@@ -73,34 +59,36 @@ SCOPES: Mapping[str, Scope] = {
         but=(*_AMOUNT, 'rollout.log_prob', 'calibration.iterations', 'calibration.drift'),
     ),
     # Scores of policies share a table.
-    'evaluation': Scope(
+    'evaluation': Selection(
         (*_SAMPLED, 'reward', 'eval.steps', 'eval.panel', 'eval.embedding'), but=_AMOUNT
     ),
     # Results of a search share a table.
-    'search': Scope(
+    'search': Selection(
         (*_SAMPLED, 'noise.*', 'reward', 'search.*', 'eval.steps', 'eval.panel', 'eval.embedding'),
         but=_AMOUNT,
     ),
     # Raw rewards of a measurement, and its gradients.
-    'rewards': Scope((*_SAMPLED, 'reward'), but=_AMOUNT),
-    'gradients': Scope(
+    'rewards': Selection((*_SAMPLED, 'reward'), but=_AMOUNT),
+    'gradients': Selection(
         ('*',),
         but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'guard.*', 'calibration.*', 'search.*'),
-        also=_LAYOUT,
     ),
     # A probe of the base's hidden states serves as process reward; the base's weights, which may
     # have moved, are compared by their content.
-    'process': Scope(
+    'process': Selection(
         ('model.*', 'rollout.steps', 'reward'), but=('model.path', 'model.transformer_file')
     ),
     # A run's policy is read: what its adapters mean. Their layers are compared as arrays; the base
     # may be another, which is said.
-    'policy': Scope(('full', 'lora.rank', 'lora.alpha')),
+    'policy': Selection(('full', 'lora.rank', 'lora.alpha')),
     # Runs of a sweep have the same base.
-    'sweep': Scope(('*',)),
+    'sweep': Selection(('*',)),
     # Prompts have the same conditioning; of the model the encoders' files are compared.
-    'text': Scope(('model.t5_length', 'model.dtype')),
+    'text': Selection(('model.t5_length', 'model.dtype')),
 }
+
+# Scopes of trained arrays, which are stacked where the blocks are scanned.
+_STACKED = ('training', 'gradients')
 
 # Keys that the processes of one run may set otherwise: places on a machine, and its threads.
 _OWN = ('model.path', 'model.transformer_file', 'text_cache', 'reward_workers')
@@ -140,11 +128,10 @@ def kind_of(name: str) -> str | None:
 
 def decides(scope: str, name: str) -> bool:
     """Whether a key (or an option of a reward) decides in a scope."""
-    key, (keys, but, also) = _table_key(name), SCOPES[scope]
-    like = lambda patterns: any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
-    if key is None or key in also:
-        return key is not None
-    return kind_of(name) == SCIENCE and like(keys) and not like(but)
+    key = _table_key(name)
+    if key == 'model.scan':
+        return scope in _STACKED
+    return key is not None and key in SCOPES[scope] and kind_of(name) == SCIENCE
 
 
 def record(scope: str, config, facts: Mapping = {}) -> dict:

@@ -7,10 +7,14 @@ below; `schema` joins them.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import fnmatch
 import math
 import numbers
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from densegrpo_jax.runtime.reading import shown
 
 # What a key decides: the results; speed, memory or place; or the display.
 SCIENCE, MACHINE, DISPLAY = 'science', 'machine', 'display'
@@ -142,6 +146,28 @@ class Key:
         if self.item is str:
             return isinstance(value, str)
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_value(name: str, key: Key, value: object) -> None:
+    """Raises ValueError if the value does not have the key's type or is out of its range."""
+    if key.accepts(value):
+        return
+    hint = '.'
+    if key.choices is not None and isinstance(value, str):
+        if close := difflib.get_close_matches(value, key.choices, 1):
+            hint = f'; did you mean {close[0]!r}?'
+    raise ValueError(f'{name}={shown(value, 80)}: expected {key.expected}{hint} {name}: {key.help}')
+
+
+class Selection(NamedTuple):
+    """Keys, as patterns of their dotted names, except those in `but`."""
+
+    keys: tuple[str, ...] = ('*',)
+    but: tuple[str, ...] = ()
+
+    def __contains__(self, key: object) -> bool:
+        like = lambda patterns: any(fnmatch.fnmatchcase(str(key), of) for of in patterns)
+        return like(self.keys) and not like(self.but)
 
 
 def whole(

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from densegrpo_jax.config.combinations import Parts, check_combinations
 from densegrpo_jax.core.advantages import check_centre
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
-from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
-from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
+from densegrpo_jax.core.kernels import KERNELS, Kernel
+from densegrpo_jax.core.losses import LOSSES, Loss
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
 from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
@@ -26,6 +25,16 @@ Part = TypeVar('Part')
 
 # Options of the shipped credit rules whose key in the group `credit` has another name.
 CREDIT_KEYS = {'window': 'coca_window', 'alpha': 'coca_alpha'}
+
+
+class Parts(NamedTuple):
+    """The parts that a configuration names."""
+
+    kernel: Kernel
+    table: NoiseTable
+    rule: CreditRule
+    loss: Loss
+    shape: PlanKind
 
 
 def credit_rule_of(config) -> CreditRule:
@@ -163,9 +172,13 @@ def own_code(config) -> dict[str, str]:
     return {key: code_digest(name) for key, name in named.items()}
 
 
-def check_method(config) -> None:
-    """Raises ValueError if a part does not exist, or if two parts do not fit together."""
-    r = config.rollout
+def parts_of(config) -> Parts:
+    """The parts that a configuration names, after a check of their options.
+
+    Raises:
+      ValueError: a part does not exist, or has an option that no key sets; or two keys of one
+        option do not go together.
+    """
     kernel, table = kernel_of(config), noise_table_of(config)
     rule, loss = credit_rule_of(config), loss_of(config)
     credit_options(config)
@@ -177,52 +190,7 @@ def check_method(config) -> None:
         check_centre(config.credit.centre, config.credit.std)
     except ValueError as error:
         raise ValueError(f'credit.centre and credit.std: {error}') from None
-    if config.credit.completion_every > 1 and not rule.interpolates:
-        raise ValueError(
-            f'credit.completion_every={config.credit.completion_every} interpolates rewards, and '
-            f'credit.rule={config.credit.rule!r} compares the gains of neighbouring transitions, '
-            'which would be equal: use credit.completion_every=1'
-        )
-    if not kernel.noisy and loss.batch != CLEAN:
-        noisy = [name for name, k in KERNELS.items() if k.noisy]
-        raise ValueError(
-            f'rollout.kernel={r.kernel!r} adds no noise, so no transition can be trained; use '
-            f'one of {noisy}'
-        )
-    if not kernel.noisy and config.noise.calibrate:
-        raise ValueError(
-            f'noise.calibrate=True, and rollout.kernel={r.kernel!r} adds no noise: use '
-            'noise.calibrate=False'
-        )
-    if config.loss.kl_form == 'flow_grpo' and kernel.level != SIGMA:
-        raise ValueError(
-            "loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with "
-            f"rollout.kernel={r.kernel!r} use 'gaussian'"
-        )
-    if loss in (LOSSES['list'], LOSSES['list_trajectory']) and r.log_prob != 'gaussian':
-        raise ValueError(
-            f'loss.kind={config.loss.kind!r} takes a softmax over log-densities, and '
-            f"rollout.log_prob={r.log_prob!r} are none: use 'gaussian'"
-        )
-    if table.gives not in (None, kernel.level):
-        fitting = [name for name, t in NOISE_TABLES.items() if t.gives in (None, kernel.level)]
-        raise ValueError(
-            f'rollout.noise={r.noise!r} gives noise levels of the kind {table.gives!r}, and '
-            f'rollout.kernel={r.kernel!r} takes {kernel.level!r}: use one of {fitting}, or another '
-            'kernel'
-        )
-    if table.in_levels and r.level > kernel.max_level:
-        raise ValueError(
-            f'rollout.level={r.level}: with rollout.kernel={r.kernel!r} and rollout.noise='
-            f'{r.noise!r} expected 0 < rollout.level <= {kernel.max_level:g}'
-        )
-    if loss.batch == CLEAN and not rule.per_sample:
-        raise ValueError(
-            f'loss.kind={config.loss.kind!r} trains on clean samples, which have one reward each, '
-            f'and credit.rule={config.credit.rule!r} gives every transition its own: use '
-            "credit.rule='sparse'"
-        )
-    check_combinations(config, Parts(kernel, rule, loss, plan_kind_of(config)))
+    return Parts(kernel, table, rule, loss, plan_kind_of(config))
 
 
 def _options(what: str, names: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, Any]:

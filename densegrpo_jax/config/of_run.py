@@ -12,9 +12,8 @@ from collections.abc import Collection, Sequence
 
 from absl import flags
 
-from densegrpo_jax.config.key import SCIENCE
+from densegrpo_jax.config.key import SCIENCE, Selection
 from densegrpo_jax.config.loading import load
-from densegrpo_jax.config.reads import Reads
 from densegrpo_jax.runtime.trees import differing
 
 CONFIG = 'config.json'  # of a run
@@ -42,7 +41,7 @@ def own_configuration(workdir: pathlib.Path, config, given: Collection[str]):
     return own
 
 
-def told_otherwise(workdir: pathlib.Path, config, reads: Reads) -> str:
+def told_otherwise(workdir: pathlib.Path, config, reads: Selection) -> str:
     """What a configuration sets otherwise than the run in a folder, of the keys that decide results
     and are in `reads`; '' if nothing, or if the folder has no configuration that can be read.
     """

@@ -7,28 +7,16 @@ nowhere, nor does a run's own config.json.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection
-from typing import NamedTuple
 
 from densegrpo_jax.config.d2_keys import D2_LEARNED, D2_OF_FILE
 from densegrpo_jax.config.guide_keys import GUIDE, PROBE_FIT
+from densegrpo_jax.config.key import Selection
 
 REFUSE, WARN = 'refuse', 'warn'
 
 
-class Reads(NamedTuple):
-    """The keys that a command reads, as patterns of their dotted names, except those in `but`."""
-
-    keys: tuple[str, ...] = ('*',)
-    but: tuple[str, ...] = ()
-
-    def __contains__(self, key: object) -> bool:
-        like = lambda patterns: any(fnmatch.fnmatchcase(str(key), of) for of in patterns)
-        return like(self.keys) and not like(self.but)
-
-
-EVERYTHING = Reads()
+EVERYTHING = Selection()
 _POLICY = ('model.*', 'full', 'lora.*')
 _SCORING = (
     *('seed', *_POLICY, 'rollout.*', 'noise.*', 'reward', 'reward.*', 'd2.file', *D2_OF_FILE),
@@ -40,27 +28,27 @@ _LEARNING = ('iterations', 'credit.*', 'loss.*', 'optim.*', 'ema.*', 'guard.*')
 _PREPARED = (*D2_LEARNED, *PROBE_FIT)  # what is learned before a run, by commands of its own
 
 READS = {
-    'main': Reads(but=('search.*', *_PREPARED)),
+    'main': Selection(but=('search.*', *_PREPARED)),
     'plan': EVERYTHING,  # `config.unread` knows better
-    'sample': Reads((*_POLICY, 'eval.steps')),
-    'evaluate': Reads(
+    'sample': Selection((*_POLICY, 'eval.steps')),
+    'evaluate': Selection(
         (*_SCORING, *_PANEL, 'eval.panel_prompts', 'eval.best', 'plan.active', 'loss.cfg'),
         ('data.train', *_AMOUNT),
     ),
-    'search': Reads(
+    'search': Selection(
         (*_SCORING, *_PANEL, 'search.*', 'plan.active', 'loss.cfg'), ('data.train', *_AMOUNT)
     ),
     # noise.psi_path has a refusal of its own
-    'calibrate': Reads(
+    'calibrate': Selection(
         (*_SCORING, 'calibration.*', 'plan.active'),
         ('data.eval*', 'rollout.prompts', 'rollout.log_prob'),
     ),
     # it prices the run that all of its keys describe, what the guard measures among it
-    'preflight': Reads(but=('search.*', *_PREPARED)),
-    'direction': Reads(
+    'preflight': Selection(but=('search.*', *_PREPARED)),
+    'direction': Selection(
         but=(*_LEARNING, 'plan.*', 'moving.*', 'budget.*', 'guide.*', 'calibration.*', 'search.*')
     ),
-    'process_reward': Reads(
+    'process_reward': Selection(
         but=(
             *_LEARNING,
             *('plan.[!a]*', 'moving.*', 'budget.*'),  # plan.active: what is trained
@@ -68,11 +56,11 @@ READS = {
             *('calibration.*', 'search.*', *D2_LEARNED),
         )
     ),
-    'reward_server': Reads(('reward', 'reward.*')),
+    'reward_server': Selection(('reward', 'reward.*')),
 }
 
 
-def check_reads(command: str, reads: Reads, given: Collection[str]) -> None:
+def check_reads(command: str, reads: Selection, given: Collection[str]) -> None:
     """Raises ValueError if a key that the command line sets, and that decides results, is not read
     by the command of that name.
     """
@@ -86,7 +74,7 @@ def check_reads(command: str, reads: Reads, given: Collection[str]) -> None:
             )
 
 
-def _own(key: str, reads: Reads) -> str:
+def _own(key: str, reads: Selection) -> str:
     """For messages: the command's own key of the same name, if it has one."""
     from densegrpo_jax.config.schema import KEYS  # imports jax
 

@@ -53,8 +53,6 @@ MOVED: Mapping[str, Mapping[str, str]] = {
         'panel': 'eval.panel',
         'embedding': 'eval.embedding',
     },
-    'search': {'eval steps': 'eval.steps', 'panel': 'eval.panel'},
-    'search result': {'pictures': 'images'},
     'progress': {'velocity_evals': 'nfe'},
     'metrics': {'train/velocity_evals': 'train/nfe'},
     'curve': {'velocity_evals': 'nfe'},

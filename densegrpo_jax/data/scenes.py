@@ -1,17 +1,14 @@
 """OCR scenes for large models: a seeded generator of natural prompts, each with one quoted phrase
 that the image must spell.
 
-`python -m densegrpo_jax.data.scenes --count 20000 --out ocr_train.txt` writes a prompt file. The
-grammar is assets/scenes.toml. No phrase of Flow-GRPO's OCR test set is ever generated:
+The grammar is assets/scenes.toml. No phrase of Flow-GRPO's OCR test set is ever generated:
 assets/ocr_test_hashes.txt holds a hash of each of its targets.
 """
 
-import argparse
 import functools
 import hashlib
 import re
 import tomllib
-from pathlib import Path
 
 import numpy as np
 
@@ -115,39 +112,3 @@ def scene_prompts(count: int, seed: int) -> PromptSet:
     raise ValueError(
         f'count = {count}: the grammar yielded only {len(found)} distinct prompts; ask for fewer'
     )
-
-
-def remove_overlap(prompts: PromptSet, test_file: str | Path) -> PromptSet:
-    """`prompts` without those whose target or text occurs in an OCR prompt file; only letters and
-    digits are compared.
-
-    Raises:
-      FileNotFoundError, ValueError: as `PromptSet.from_text`.
-    """
-    test = PromptSet.from_text(test_file)
-    targets, texts = {normalise(p.target) for p in test}, {normalise(p.text) for p in test}
-    return PromptSet(
-        tuple(
-            p
-            for p in prompts
-            if normalise(p.target) not in targets and normalise(p.text) not in texts
-        )
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description='Write OCR training prompts, one per line.')
-    parser.add_argument('--count', type=int, default=20_000)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', required=True, help='text file to write')
-    parser.add_argument('--exclude', help='a prompt file whose targets must not occur')
-    args = parser.parse_args()
-    prompts = scene_prompts(args.count, args.seed)
-    if args.exclude:
-        prompts = remove_overlap(prompts, args.exclude)
-    Path(args.out).write_text('\n'.join(p.text for p in prompts) + '\n', encoding='utf-8')
-    print(f'{args.out}: {len(prompts)} prompts, {len({p.target for p in prompts})} targets')
-
-
-if __name__ == '__main__':
-    main()

@@ -15,9 +15,9 @@ from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.advice import GIB, amount, unit
-from densegrpo_jax.planning.flops import count_flops, countable
 from densegrpo_jax.planning.lowering import Phase
 from densegrpo_jax.planning.topology import Topology, compiler_of
+from densegrpo_jax.planning.work import Work
 from densegrpo_jax.runtime.mesh import rows_over
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings, with_shardings
 from densegrpo_jax.runtime.stop import StopRequest
@@ -75,26 +75,14 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     several = o.prompts * rows
     computed = rows_over(mesh, several)  # what the network does not need fills its batch
 
-    def velocity(transformer, policy, text, negative, x):
-        network = countable(pipeline).velocity_fn(
-            transformer, policy, text, m.guidance, m.height, m.width, negative=negative
-        )
-        return network(x, jnp.full(computed, 0.5))
-
-    flat = jax.ShapeDtypeStruct((computed, *latent), jnp.float32)
-    texts = pipeline.conditioning_shapes(computed)
-    decode = lambda params, z: pipeline.decode(params, z, m.height, m.width)
+    work = Work(config, pipeline, stored, policy)
     return Programs(
         {
             'step': Phase(
-                lambda: step,
-                budget.expected.evaluations / several,
-                count_flops(velocity, stored['transformer'], policy, texts, negative, flat),
+                lambda: step, budget.expected.evaluations / several, work.velocity(computed)
             ),
             'decoding': Phase(
-                lambda: decoding,
-                budget.expected.images / several,
-                count_flops(decode, stored, flat),
+                lambda: decoding, budget.expected.images / several, work.decoding(computed)
             ),
         },
         rows,

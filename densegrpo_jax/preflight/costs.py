@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from densegrpo_jax.config.method import check_method
+from densegrpo_jax.config.combinations import check_combinations
 from densegrpo_jax.guard.check import GuardCost
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.preflight.credits import BRANCHES, Credit
@@ -56,7 +56,7 @@ def costs(config, pipeline: Pipeline, credits: Mapping[str, Credit], own: str) -
         try:
             if name != own:
                 c.update_from_flattened_dict(credit.overrides)
-                check_method(c)
+                check_combinations(c)
             found[name] = cost(c, pipeline)
         except ValueError:
             if name == own:
@@ -69,7 +69,7 @@ def of_branches(config, pipeline: Pipeline) -> Cost | None:
     c = config.copy_and_resolve_references()
     try:
         c.update_from_flattened_dict(BRANCHES)
-        check_method(c)
+        check_combinations(c)
         return cost(c, pipeline)
     except ValueError:
         return None

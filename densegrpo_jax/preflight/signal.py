@@ -145,8 +145,8 @@ def jackknifed(statistic: Callable[..., np.ndarray], arrays: list[np.ndarray]) -
         value = np.atleast_1d(statistic(*arrays))
         prompts = range(arrays[0].shape[-1])
         others = [statistic(*(np.delete(a, p, axis=-1) for a in arrays)) for p in prompts]
-    left_out = np.array([np.atleast_1d(other) for other in others])
-    return [jackknife(v, left_out[:, i]) for i, v in enumerate(value)]
+        left_out = np.array([np.atleast_1d(other) for other in others])
+        return [jackknife(v, left_out[:, i]) for i, v in enumerate(value)]
 
 
 def measured_prompts(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -219,9 +219,10 @@ def signals(
     """
     c = covariances(rewards)[:, None]
     following = np.concatenate([rewards.twins[1:], rewards.again[None]])
-    rows = [(within(a, following - rewards.twins), within(a, a)) for a in credits.values()]
     # [C, T, P]
-    c, covered, spread = measured_prompts(c, *(np.stack(part) for part in zip(*rows)))
+    covered = np.stack([within(a, following - rewards.twins) for a in credits.values()])
+    spread = np.stack([within(a, a) for a in credits.values()])
+    own = [*credits].index(of)
 
     def square(x):
         x, count = np.where(np.isfinite(x), x, 0), np.isfinite(x).sum(-1)
@@ -234,33 +235,18 @@ def signals(
         inner = np.nanmean(spread, -1)
         usable = trained & (inner > FLAT)
         found = np.where(usable, square(covered) / np.where(usable, inner, 1), 0)  # [C, T]
-        # no effect, no signal
-        return found / total if total > 0 else np.full_like(found, np.nan)
+        terms = found / total if total > 0 else np.full_like(found, np.nan)  # no effect, no signal
+        value = terms.sum(-1)
+        return np.stack([value, np.log(value / value[own]), *terms.T])  # [2 + T, C]
 
-    with np.errstate(all='ignore'), warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # without a score nothing is defined
-        terms = of_prompts(c, covered, spread)
-        others = np.array(
-            [
-                of_prompts(*(np.delete(a, p, axis=-1) for a in (c, covered, spread)))
-                for p in range(c.shape[-1])
-            ]
-        )  # [P, C, T]
-        value, left_out = terms.sum(-1), others.sum(-1)
-        own = [*credits].index(of)
-        signal = [jackknife(v, left_out[:, i]) for i, v in enumerate(value)]
-        parts = [
-            [jackknife(v, others[:, i, k]) for k, v in enumerate(row)]
-            for i, row in enumerate(terms)
-        ]
-        measured = signal[own].low > 0
-        ratio = []
-        for i, v in enumerate(value):
-            logs = jackknife(np.log(v / value[own]), np.log(left_out[:, i] / left_out[:, own]))
-            told = measured and v > 0 and np.isfinite(logs).all()
-            ratio.append(Interval(*np.exp(logs)) if told else Interval(*[float('nan')] * 3))
-    by_name = lambda found: dict(zip(credits, found))
-    return Signals(of, by_name(signal), by_name(ratio), by_name(parts))
+    found = jackknifed(lambda *a: of_prompts(*a).ravel(), [c, covered, spread])
+    rows = (found[i : i + len(credits)] for i in range(0, len(found), len(credits)))
+    signal, logs, *terms = (dict(zip(credits, row)) for row in rows)
+    parts = {name: [of_step[name] for of_step in terms] for name in credits}
+    told = lambda n: signal[of].low > 0 and signal[n].value > 0 and np.isfinite(logs[n]).all()
+    unknown = Interval(*[float('nan')] * 3)
+    ratio = {n: Interval(*np.exp(logs[n])) if told(n) else unknown for n in credits}
+    return Signals(of, signal, ratio, parts)
 
 
 def jackknife(value: float, left_out: np.ndarray) -> Interval:

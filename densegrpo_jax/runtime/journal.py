@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from densegrpo_jax.runtime.files import naming, replace_file
 from densegrpo_jax.runtime.reading import check_file, parse_json, shaped
@@ -41,7 +41,6 @@ class Journal:
       forms: of each kind of line; a line has all keys of one, and, if that is a mapping, values of
         its types (`reading.shaped`). (): any.
       remedy: what to do about a damaged one.
-      rename: applied to every line first; earlier versions had other keys.
 
     Raises:
       ValueError: a line is not a JSON object of such a form; the message names its number.
@@ -54,9 +53,8 @@ class Journal:
         restart: bool = False,
         forms: Sequence[Collection[str]] = (),
         remedy: str = 'start anew with --restart',
-        rename: Callable[[Mapping], dict] = dict,
     ):
-        self._path, self._forms, self._remedy, self._rename = path, forms, remedy, rename
+        self._path, self._forms, self._remedy = path, forms, remedy
         if restart:
             path.unlink(missing_ok=True)
         if path.exists():
@@ -76,7 +74,7 @@ class Journal:
 
     def _parsed(self, line: bytes, number: int) -> dict:
         try:
-            row = self._rename(parse_json(line.decode(), 'the line'))
+            row = parse_json(line.decode(), 'the line')
             form = next((form for form in self._forms if {*form} <= {..., *row}), None)
             if self._forms and form is None:
                 raise ValueError(f'it holds {", ".join(row) or "nothing"}')

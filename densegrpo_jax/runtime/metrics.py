@@ -23,7 +23,6 @@ from absl import logging
 
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.files import naming, replace_file
-from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.reading import parse_json, shaped
 from densegrpo_jax.runtime.trees import json_value
 
@@ -70,23 +69,24 @@ JSONL_NAME = 'metrics.jsonl'
 EVENTS_NAME = 'tensorboard'
 
 
+def _refused(kind):
+    def write(self, *args, **kwargs):
+        raise ValueError(
+            f'{type(self).__name__} does not write {kind}; scalars and images are written.'
+        )
+
+    return write
+
+
 class _Writer(metric_writers.MetricWriter):
     """The parts of clu's interface that no writer here supports."""
 
-    def _refuse(self, kind):
-        raise ValueError(
-            f'{type(self).__name__} does not write {kind}; scalars, images, texts and histograms '
-            'are written.'
-        )
-
-    def write_summaries(self, step, values, metadata=None):
-        self._refuse('raw summaries')
-
-    def write_videos(self, step, videos):
-        self._refuse('videos')
-
-    def write_audios(self, step, audios, *, sample_rate):
-        self._refuse('audio')
+    write_summaries = _refused('raw summaries')
+    write_videos = _refused('videos')
+    write_audios = _refused('audio')
+    write_texts = _refused('texts')
+    write_histograms = _refused('histograms')
+    write_hparams = _refused('hyperparameters')
 
 
 class JsonlWriter(_Writer):
@@ -119,15 +119,6 @@ class JsonlWriter(_Writer):
             self._file.flush()
 
     def write_images(self, step, images):
-        pass
-
-    def write_texts(self, step, texts):
-        pass
-
-    def write_histograms(self, step, arrays, num_buckets=None):
-        pass
-
-    def write_hparams(self, hparams):
         pass
 
     def flush(self):
@@ -187,31 +178,6 @@ class TensorBoardWriter(_Writer):
             )
             self._write(step, summary=tensorboardX.summary.image(name, sheet, dataformats='HWC'))
         self.flush()
-
-    def write_texts(self, step: int, texts: Mapping[str, str]):
-        for name, text in texts.items():
-            self._write(step, summary=tensorboardX.summary.text(name, text))
-        self.flush()
-
-    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray], num_buckets=None):
-        for name, array in arrays.items():
-            bins = (num_buckets or {}).get(name) or 30
-            self._write(
-                step, summary=tensorboardX.summary.histogram(name, np.asarray(array), bins=bins)
-            )
-        self.flush()
-
-    def write_hparams(self, hparams: Mapping):
-        self.write_texts(
-            0,
-            {
-                'config': table(
-                    ('key', 'value'),
-                    ((name, f'`{value}`') for name, value in sorted(hparams.items())),
-                )
-                + '\n'
-            },
-        )
 
     def flush(self):
         with naming(self._folder):

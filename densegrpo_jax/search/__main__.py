@@ -162,8 +162,7 @@ def main(flag) -> int:
     return execute(flag, prompts, work, folder=flag.out, command='search')[0]
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     what = 'Configuration: model, reward, sampler, and `search`; else that of the run in --workdir.'
     define_config(what, reads='search', of_run=True)
     define_policy_flags('used')
@@ -174,9 +173,5 @@ def define_flags() -> None:
     define_folder('out', 'runs/search', 'Folder for the results.')
     flags.DEFINE_bool('restart', False, 'Forget the results in --out.')
     define_process_flags()
-
-
-if __name__ == '__main__':
-    define_flags()
     flags.mark_flag_as_required('config')
     run_main(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.retired import renamed
-from densegrpo_jax.runtime.files import move_images, replace_file
+from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.images import save, save_grid
 from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
@@ -20,7 +18,7 @@ from densegrpo_jax.search.loop import Event
 
 FILE, SUMMARY = 'search.jsonl', 'summary.md'
 FILES, FOLDERS = (FILE, SUMMARY), ('images', 'text')  # what a search writes
-IMAGES, OLD_IMAGES = 'images', 'pictures'  # the second: in folders of earlier versions
+IMAGES = 'images'
 COLUMNS = ('base', 'first', 'drawn', 'final', 'best')
 _NUMBERS = ('nfe', 'gradients', 'images', 'seconds')
 ROW = {  # of a finished prompt
@@ -47,8 +45,7 @@ class Results:
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        rename = functools.partial(renamed, 'search result')
-        self._journal = Journal(folder / FILE, restart=restart, forms=FORMS, rename=rename)
+        self._journal = Journal(folder / FILE, restart=restart, forms=FORMS)
         settings = json.loads(json.dumps(settings))
         self.prompts: dict[int, dict] = {}
         self.spread: float | None = None
@@ -60,8 +57,6 @@ class Results:
                 f'{folder / FILE} holds a search of other settings ({identity.told(found)}). '
                 'Name another folder with --out, or forget it with --restart'
             )
-        names = [name for row in rows if 'prompt' in row for name in _images(row['prompt'])]
-        move_images(folder / OLD_IMAGES, folder / IMAGES, names)
         for row in rows:
             if 'spread' in row:
                 self.spread = row['spread']

@@ -240,15 +240,10 @@ def main(flag, extra: Sequence[str]) -> int:
     return status
 
 
-def define_flags() -> None:
-    """Defines the flags; importing this module defines none."""
+if __name__ == '__main__':
     define_seeds(3)
     flags.DEFINE_list('cases', ['all'], f'Which of {", ".join(CASES)}.')
     define_folder('workdir', 'runs/guarded', 'Where the runs go.')
     define_folder('out', 'runs/guarded/report', 'Folder for the page.')
     flags.DEFINE_bool('run', True, 'Run missing trainings; false: only write the page.')
-
-
-if __name__ == '__main__':
-    define_flags()
     run_main(main, extra=True)

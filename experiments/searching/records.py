@@ -11,7 +11,6 @@ import pathlib
 
 import numpy as np
 
-from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.evaluation.evaluator import finite_mean, standard_error
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import json_lines, read_table, shaped
@@ -44,7 +43,7 @@ class Records:
         records, path = cls(), folder / RECORDS
         if path.exists():
             numbers = [name for name in COLUMNS if name not in TEXT]
-            for row in read_table(path, TEXT, numbers, lambda r: renamed('search result', r)):
+            for row in read_table(path, TEXT, numbers):
                 case = Case(row['task'], row['policy'], row['method'], int(row['budget']))
                 records.rows.setdefault(case, []).append(row)
         return records
@@ -53,8 +52,7 @@ class Records:
         """Reads a finished case from its folder (`search.record`), replacing earlier rows."""
         metric, unseen = TASKS[case.task].metric, next(iter(TASKS[case.task].panel))
         rows = []
-        for number, line in json_lines(folder / FILE):
-            found = renamed('search result', line)
+        for number, found in json_lines(folder / FILE):
             if 'prompt' not in found:
                 continue
             shaped(found, FORM, f'{folder / FILE}:{number}')

@@ -59,6 +59,7 @@ def test_the_config_of_a_run_makes_the_same_run(tmp_path, recipe):
         ('rollout.steps: many', "rollout.steps='many': expected a whole number"),
         ('rollout.steps: 2.5', 'rollout.steps=2.5: expected a whole number'),
         ('full: 1', 'full=1: expected True or False'),
+        ('credit.rule: densee', "or 'package.module:object'; did you mean 'dense'?"),
         ('iterations:', 'iterations=None: expected a whole number'),
         ('rollout: 3', 'there is no key rollout; rollout is a group of keys'),
         ('iterations.more: 3', 'there is no key iterations.more'),

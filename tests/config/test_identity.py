@@ -9,9 +9,8 @@ import pathlib
 import pytest
 
 from configs import tiny_ocr
-from densegrpo_jax.config import identity
 from densegrpo_jax.config.identity import SCOPES, decides, differences, kind_of, record, told
-from densegrpo_jax.config.key import DISPLAY, MACHINE, SCIENCE
+from densegrpo_jax.config.key import DISPLAY, MACHINE, SCIENCE, Selection
 from densegrpo_jax.config.retired import RETIRED, renamed
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.training.progress import Progress
@@ -63,10 +62,7 @@ def test_the_machine_and_the_display_never_decide():
     assert all(decides('sweep', name) for name in KEYS.keys() - free)
     for scope, patterns in SCOPES.items():
         for pattern in (*patterns.keys, *patterns.but):
-            assert any(identity.fnmatch.fnmatchcase(name, pattern) for name in KEYS), (
-                scope,
-                pattern,
-            )
+            assert any(name in Selection((pattern,)) for name in KEYS), (scope, pattern)
 
 
 def test_what_a_key_of_the_table_is():
@@ -74,6 +70,7 @@ def test_what_a_key_of_the_table_is():
     assert kind_of('credit.rule') == kind_of('reward.ocr.mode') == SCIENCE
     assert kind_of('reward.remote.urls') == kind_of('eval.panel.remote.token_env') == MACHINE
     assert kind_of('label') == DISPLAY and kind_of('workdir') is None
+    assert kind_of('noise') == SCIENCE and not decides('sweep', 'noise')  # a group is no key
 
 
 @pytest.mark.parametrize(
@@ -190,5 +187,4 @@ def test_facts_decide_in_every_part():
 
 def test_names_of_version_0_1_are_read():
     assert Progress.of({'velocity_evals': 7, 'seconds': 2.0}) == Progress(nfe=7, seconds=2.0)
-    assert renamed('search result', {'prompt': 0, 'pictures': 3}) == {'prompt': 0, 'images': 3}
     assert renamed('curve', {'nfe': '1'}) == {'nfe': '1'}

@@ -90,7 +90,6 @@ def test_parts_of_ones_own(own):
     np.testing.assert_allclose(own_table(config, SIGMAS), [0.8, 0.6, 0.4], rtol=1e-6)
 
 
-NFT = {'loss__kind': 'nft', 'credit__rule': 'sparse'}
 NOT_THERE = "there is no module 'nowhere' on the import path"
 
 
@@ -114,22 +113,11 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             {'credit__rule': 'own_method:lacking'},
             "credit.rule='own_method:lacking' has the option 'horizon', which no key",
         ),
-        (
-            {'loss__kind': 'list', 'rollout__log_prob': 'unscaled'},
-            "loss.kind='list' takes a softmax over log-densities.* use 'gaussian'",
-        ),
         ({'rollout__kernel': 'own_method:silent'}, "'own_method:silent' adds no noise"),
-        ({'rollout__kernel': 'ode'}, "'ode' adds no noise, so no transition .* use one of .*'sde'"),
-        (
-            {**NFT, 'rollout__kernel': 'ode', 'noise__calibrate': True},
-            "rollout.kernel='ode' adds no noise: use noise.calibrate=False",
-        ),
-        ({**NFT, 'credit__rule': 'dense'}, "use credit.rule='sparse'"),
         (
             {'rollout__noise': 'own_method:angles'},
             r"kind 'angle', and rollout.kernel='cps' takes 'eta': use .*\['constant', 'ddim', 'dd",
         ),
-        ({'rollout__kernel': 'sde', 'rollout__noise': 'ddim'}, "kind 'eta', and .*takes 'sigma'"),
         (
             {'rollout__kernel': 'own_method:kernel', 'loss__kl_form': 'flow_grpo'},
             "with rollout.kernel='own_method:kernel' use 'gaussian'",
@@ -139,10 +127,6 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             "rollout.kernel='own_method:kernel'.* expected 0 < rollout.level <= 1",
         ),
         ({'search__kernel': 'oed'}, "search.kernel='oed': expected one of '', 'cps', 'ode', 'sde'"),
-        (
-            {'credit__rule': 'turning', 'credit__completion_every': 2},
-            "credit.rule='turning' compares .* use credit.completion_every=1",
-        ),
         ({'credit__centre': 'joint'}, "credit.centre and credit.std: .* use std 'joint'"),
         ({'rollout__noise': 'pink'}, r"'ddim_like', 'flow_grpo', or 'package\.module:object'"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.data import scenes as S
-from densegrpo_jax.data.prompts import PromptSet, ocr_prompt, quoted_target
+from densegrpo_jax.data.prompts import PromptSet, quoted_target
 
 # Flow-GRPO's test set, where a copy lies beside the repository
 OCR_TEST = Path(__file__).parents[3] / 'shared' / 'data' / 'ocr_test.txt'
@@ -78,15 +78,6 @@ def test_excluded_targets_are_never_generated(monkeypatch):
     assert not {t for t, _ in common} & {p.target for p in S.scene_prompts(500, 0)}
 
 
-def test_remove_overlap(tmp_path):
-    test_file = tmp_path / 'test.txt'
-    test_file.write_text('A sign that reads "OPEN late!"\n')
-    prompts = PromptSet(
-        (ocr_prompt('A cup with "Open Late"'), ocr_prompt('A cup with "Open Later"'))
-    )
-    assert [p.target for p in S.remove_overlap(prompts, test_file)] == ['Open Later']
-
-
 def test_too_many_prompts_is_an_error(monkeypatch):
     tiny = {
         'frames': ['a {carrier} "{phrase}"'],
@@ -114,4 +105,3 @@ def test_disjoint_from_the_ocr_test_set(generated):
     assert not {p.target.lower() for p in test} & {p.target.lower() for p in generated}
     assert not {p.text.lower() for p in test} & {p.text.lower() for p in generated}
     assert {S.target_hash(p.target) for p in test} == S.excluded_hashes()
-    assert S.remove_overlap(generated, OCR_TEST) == generated

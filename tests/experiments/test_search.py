@@ -70,7 +70,7 @@ def found(folder, case, best, seed=0):
                 'final': {'total': float(rng.normal())},
                 'diversity': 0.5 if i else None,
                 'nfe': case.budget,
-                'pictures': 7,
+                'images': 7,
                 'seconds': 1.5,
             }
         )

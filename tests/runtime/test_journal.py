@@ -56,10 +56,3 @@ def test_a_line_has_values_of_its_form(tmp_path, line, said):
     path.write_text('{"p": 1, "s": {"x": null, "y": 2}}\n' + line + '\n')
     with pytest.raises(ValueError, match=f'lines.jsonl:2 is damaged .*{said}'):
         Journal(path, forms=({'p': int, 's': {...: float | None}},))
-
-
-def test_a_line_of_an_earlier_version_has_its_keys_renamed_first(tmp_path):
-    path = tmp_path / 'lines.jsonl'
-    path.write_text('{"old": 1}\n')
-    rename = lambda row: {{'old': 'new'}.get(key, key): value for key, value in row.items()}
-    assert Journal(path, forms=({'new': int},), rename=rename).rows == [{'new': 1}]
