@@ -2,23 +2,35 @@
 
 import jax
 import numpy as np
+import pytest
 
 
-def reference(cls, config, folder=None, scale=0.05):
+def reference(cls, config, folder=None, scale=0.05, move=None):
     """A torch module of this class, always the same, none of whose parameters is zero or one as
-    initialisers leave them; `folder` keeps a copy.
+    initialisers leave them: each is moved by normal numbers of this scale, or as
+    `move(name, parameter)` does. `folder` keeps a copy.
     """
-    import torch  # here: other tests use the rest of this file without it
-
+    torch = pytest.importorskip('torch')  # here: other tests use the rest of this file without it
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = cls(**config).eval()
+    move = move or (lambda name, p: p.add_(scale * torch.randn_like(p)))
     with torch.no_grad():
-        for p in module.parameters():
-            p.add_(scale * torch.randn_like(p))
+        for name, p in module.named_parameters():
+            move(name, p)
     if folder is not None:
         module.save_pretrained(folder)
     return module
+
+
+def move_vectors(name, p):
+    """For `reference`: norms and biases start at 1 and 0, and a swap of the two would pass unseen;
+    matrices stay.
+    """
+    import torch
+
+    if p.ndim == 1:
+        p.add_(0.3 * torch.randn_like(p))
 
 
 def random_tree(shapes, seed=0):
@@ -28,5 +40,7 @@ def random_tree(shapes, seed=0):
 
 
 def relative_error(got, want):
-    """The largest deviation, of the largest value of `want`."""
+    """The largest deviation, of the largest value of `want`, an array or a tensor of torch."""
+    want = want.detach().numpy() if hasattr(want, 'detach') else np.asarray(want)
+    assert got.shape == want.shape and got.dtype == np.float32
     return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
