@@ -1,8 +1,14 @@
 """What tests of networks against torch share."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from densegrpo_jax.networks import lora
+from tests.networks.block_stacks import stack_blocks, unstack_blocks
 
 
 def reference(cls, config, folder=None, scale=0.05, move=None):
@@ -44,3 +50,26 @@ def relative_error(got, want):
     want = want.detach().numpy() if hasattr(want, 'detach') else np.asarray(want)
     assert got.shape == want.shape and got.dtype == np.float32
     return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
+
+
+def check_scanned_gradients(net, shapes, args, stacks, remat):
+    """Adapters of an unscanned network without `remat` get the gradients of the scanned one with
+    it, and none is zero. `shapes`: of its variables.
+    """
+    tree = random_tree(shapes)
+    value_and_grad = lambda net, params, adapters: jax.jit(
+        jax.value_and_grad(
+            lambda a: jnp.mean(net.apply({'params': params, lora.COLLECTION: a}, *args) ** 2)
+        )
+    )(adapters)
+    value, grad = value_and_grad(net, tree['params'], tree[lora.COLLECTION])
+    assert all(np.any(g) for g in jax.tree.leaves(grad))
+    scanned = dataclasses.replace(net, scan=True, remat=remat)
+    stacked = [stack_blocks(tree[name], *stacks) for name in ('params', lora.COLLECTION)]
+    found_value, found = value_and_grad(scanned, *stacked)
+    np.testing.assert_allclose(found_value, value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
+        unstack_blocks(found, *stacks),
+        grad,
+    )
