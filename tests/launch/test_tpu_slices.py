@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.stand_ins import STAND_IN, TAIL, VM, gcloud
+from tests.launch.stand_ins import STAND_IN, TAIL, VM, WATCH, gcloud
 
 
 def test_a_slice_is_made_with_the_image_of_its_type(scripts):
@@ -150,16 +150,8 @@ def test_settings_go_to_every_worker_and_are_never_shown(scripts, tmp_path):
     assert 'hush' not in done.stdout + done.stderr + str(calls)
 
     answers = {'describe': [(0, 'PREEMPTED'), (0, 'READY')], 'state': [(0, '0')]}
-    options = [
-        '--type=v5p-8',
-        '--bucket=b',
-        '--poll=0',
-        f'--env={file}',
-        '--',
-        '--config=c',
-        '--workdir=w',
-    ]
-    done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
+    watch = [*WATCH[:6], f'--env={file}', *WATCH[6:]]
+    done, calls = scripts('tpu.sh', *watch, answers_for=answers)
     assert [call[4] for call in calls[1:]] == [
         'describe',
         'delete',

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.stand_ins import VM, WATCH
+from tests.launch.stand_ins import WATCH
 
 
 def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
@@ -12,16 +12,7 @@ def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
         'describe': [(0, 'PREEMPTED'), (0, 'READY'), (0, 'READY')],
         'state': [(0, 'running'), (0, '0')],
     }
-    options = [
-        '--type=v5p-8',
-        '--spot',
-        '--bucket=b',
-        '--poll=0',
-        '--',
-        '--config=c',
-        '--workdir=w',
-    ]
-    done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
+    done, calls = scripts('tpu.sh', *WATCH[:4], '--spot', *WATCH[4:], answers_for=answers)
     assert done.returncode == 0, done.stderr
     assert calls[0][1:4] == ['storage', 'buckets', 'describe']
     assert [call[4] for call in calls[1:]] == [
@@ -45,18 +36,7 @@ def test_a_slice_that_trains_nothing_is_set_up_and_started(scripts, state):
         'describe': [(0, 'READY')] * 4,
         'state': [(255, ''), (0, state), (0, 'running'), (0, '0')],
     }
-    done, calls = scripts(
-        'tpu.sh',
-        'watch',
-        *VM,
-        '--type=v5p-8',
-        '--bucket=b',
-        '--poll=0',
-        '--',
-        '--config=c',
-        '--workdir=w',
-        answers_for=answers,
-    )
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
     assert done.returncode == 0, done.stderr
     assert 'tpu_worker.sh state --config=c --workdir=w;' in calls[2][7]
     look = ['describe', 'ssh']
@@ -73,18 +53,7 @@ def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
         'gcloud': [(1, '')],
         'state': [(0, '3')],
     }
-    done, calls = scripts(
-        'tpu.sh',
-        'watch',
-        *VM,
-        '--type=v5p-8',
-        '--bucket=b',
-        '--poll=0',
-        '--',
-        '--config=c',
-        '--workdir=w',
-        answers_for=answers,
-    )
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
     assert [call[4] for call in calls][1:5] == ['describe', 'create', 'describe', 'create']
     assert done.returncode == 1 and 'failed with exit code 3' in done.stderr
 
@@ -95,18 +64,7 @@ def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
 )
 def test_a_watch_that_could_never_make_its_slice_ends_at_once(scripts, options, message):
     answers = {'gcloud': [(7, '')]}
-    done, calls = scripts(
-        'tpu.sh',
-        'watch',
-        *VM,
-        *options,
-        '--bucket=b',
-        '--poll=0',
-        '--',
-        '--config=c',
-        '--workdir=w',
-        answers_for=answers,
-    )
+    done, calls = scripts('tpu.sh', *WATCH[:3], *options, *WATCH[4:], answers_for=answers)
     assert done.returncode == 1 and calls == [] and message in done.stderr
 
 
@@ -117,18 +75,7 @@ def test_a_slice_that_takes_no_ssh_yet_is_set_up_again(scripts):
         'gcloud': [(0, ''), (255, ''), (0, ''), (255, '')],
         'state': [(0, 'absent'), (0, 'absent'), (0, '0')],
     }
-    done, calls = scripts(
-        'tpu.sh',
-        'watch',
-        *VM,
-        '--type=v5p-8',
-        '--bucket=b',
-        '--poll=0',
-        '--',
-        '--config=c',
-        '--workdir=w',
-        answers_for=answers,
-    )
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
     assert done.returncode == 0, done.stderr
     look = ['describe', 'ssh']
     assert [call[4] for call in calls[1:]] == [
@@ -154,9 +101,7 @@ def test_a_run_that_some_workers_do_not_start_is_started_again(scripts):
         'gcloud': [(0, ''), (0, ''), (255, ''), (0, '')],  # copies, sets up, loses a worker, stops
         'state': [(0, 'absent'), (0, 'absent'), (0, '0')],
     }
-    run = ('--', '--config=c', '--workdir=w')
-    options = ('--type=v5p-8', '--bucket=b', '--poll=0')
-    done, calls = scripts('tpu.sh', 'watch', *VM, *options, *run, answers_for=answers)
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
     assert done.returncode == 0, done.stderr
     assert 'n could not be set up and started (the lines above say why; attempt 1' in done.stderr
     told = [' '.join(call) for call in calls if call[4:5] == ['ssh']]
@@ -218,18 +163,7 @@ def test_a_slice_that_can_never_be_set_up_ends_the_watch(scripts):
         'gcloud': [(1, '')] * 9,
         'state': [(0, 'absent')] * 9,
     }
-    done, calls = scripts(
-        'tpu.sh',
-        'watch',
-        *VM,
-        '--type=v5p-8',
-        '--bucket=b',
-        '--poll=0',
-        '--',
-        '--config=c',
-        '--workdir=w',
-        answers_for=answers,
-    )
+    done, calls = scripts('tpu.sh', *WATCH, answers_for=answers)
     assert (
         done.returncode == 1 and [call[4] for call in calls[1:]] == ['describe', 'ssh', 'scp'] * 5
     )

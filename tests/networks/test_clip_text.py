@@ -9,7 +9,9 @@ import pytest
 
 from densegrpo_jax.networks import clip_text
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
 from tests.networks.block_stacks import stack_blocks
+from tests.networks.parity import relative_error
 
 # text_encoder/config.json of FLUX.1.
 FLUX_JSON = {
@@ -70,20 +72,12 @@ CASES = {
 }
 
 
-def torch_model(overrides):
-    torch = pytest.importorskip('torch')
+def reference(overrides, folder):
     transformers = pytest.importorskip('transformers')
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(
-        vocab_size=60, max_position_embeddings=20, bos_token_id=0, **overrides
-    )
-    model = transformers.CLIPTextModel(config).eval()
-    with torch.no_grad():
-        # the initial scale 0.02 would hide mistakes behind the norms
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return torch, model
+    build = lambda **config: transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+    config = dict(vocab_size=60, max_position_embeddings=20, bos_token_id=0, **overrides)
+    # the initial scale 0.02 would hide mistakes behind the norms
+    return parity.reference(build, config, folder, scale=0.3)
 
 
 def load(folder, scan):
@@ -105,30 +99,23 @@ def some_ids(shape, eos):
     return ids
 
 
-def relative_error(ours, theirs):
-    theirs = theirs.detach().numpy()
-    assert ours.shape == theirs.shape and ours.dtype == jnp.float32
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
 @pytest.mark.parametrize('case', CASES)
 def test_equals_torch(case, scan, tmp_path):
     overrides, shape = CASES[case]
-    torch, reference = torch_model(overrides)
-    reference.save_pretrained(tmp_path)
+    torch = pytest.importorskip('torch')
+    module = reference(overrides, tmp_path)
     model, params = load(tmp_path, scan)
     ids = some_ids(shape, overrides['eos_token_id'])
     with torch.no_grad():
-        expected = reference(torch.from_numpy(ids).long())
+        expected = module(torch.from_numpy(ids).long())
     hidden, pooled = jax.jit(model.apply)({'params': params}, ids)
     assert relative_error(hidden, expected.last_hidden_state) < 1e-5
     assert relative_error(pooled, expected.pooler_output) < 1e-5
 
 
 def test_attention_is_causal(tmp_path):
-    _, reference = torch_model(CASES['eos'][0])
-    reference.save_pretrained(tmp_path)
+    reference(CASES['eos'][0], tmp_path)
     model, params = load(tmp_path, scan=False)
     ids = some_ids((2, 10), 57)
     changed = ids.copy()
@@ -145,8 +132,8 @@ def test_layouts_with_and_without_prefix(prefix, scan, tmp_path):
     """Both layouts load, and what we save holds torch's keys (after the prefix) and opens in torch
     with the same output.
     """
-    torch, reference = torch_model(CASES['legacy_eos'][0])
-    reference.save_pretrained(tmp_path / 'theirs')
+    torch = pytest.importorskip('torch')
+    module = reference(CASES['legacy_eos'][0], tmp_path / 'theirs')
     model, params = load(tmp_path / 'theirs', scan)
     weights.save_weights(
         tmp_path / 'ours', model.weight_rules(), params, filename='model.safetensors', prefix=prefix
@@ -164,10 +151,10 @@ def test_layouts_with_and_without_prefix(prefix, scan, tmp_path):
 
     _, again = load(tmp_path / 'ours', scan)
     jax.tree.map(np.testing.assert_array_equal, again, params)
-    reopened = type(reference).from_pretrained(tmp_path / 'ours').eval()
+    reopened = type(module).from_pretrained(tmp_path / 'ours').eval()
     ids = torch.from_numpy(some_ids((3, 12), 2)).long()
     with torch.no_grad():
-        assert torch.equal(reopened(ids).pooler_output, reference(ids).pooler_output)
+        assert torch.equal(reopened(ids).pooler_output, module(ids).pooler_output)
 
 
 @pytest.mark.slow  # fresh networks are made for the miniatures alone

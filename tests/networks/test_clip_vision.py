@@ -16,6 +16,8 @@ from densegrpo_jax.pipelines import clip
 from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.clip_folder import photo, random_clip
+from tests.networks import parity
+from tests.networks.parity import relative_error
 
 # vision_config of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, with some of the keys that Transformers 4
 # put into every nested config.
@@ -50,12 +52,6 @@ VIT_H_JSON = {
 }
 
 
-def relative_error(ours, theirs):
-    theirs = theirs.detach().numpy()
-    assert ours.shape == theirs.shape and ours.dtype == jnp.float32
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
 @pytest.mark.parametrize(
     'shape',
     [
@@ -82,15 +78,11 @@ def relative_error(ours, theirs):
 )
 def test_image_tower_equals_torch(shape, tmp_path):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
-    torch.manual_seed(0)
-    reference = transformers.CLIPVisionModelWithProjection(
-        transformers.CLIPVisionConfig(projection_dim=12, **shape)
-    ).eval()
-    with torch.no_grad():
-        # the initial scale 0.02 would hide mistakes behind the norms
-        for parameter in reference.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    reference.save_pretrained(tmp_path)
+    build = lambda **config: transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(**config)
+    )
+    # the initial scale 0.02 would hide mistakes behind the norms
+    reference = parity.reference(build, dict(projection_dim=12, **shape), tmp_path, scale=0.2)
     model = clip_vision.ClipVisionModel(
         clip_vision.ClipVisionConfig.from_json(json.loads((tmp_path / 'config.json').read_text()))
     )

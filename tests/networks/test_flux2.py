@@ -13,7 +13,6 @@ import pytest
 from densegrpo_jax.networks import attention, flux2, layers, lora
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.networks import parity
-from tests.networks.block_stacks import stack_blocks, unstack_blocks
 from tests.networks.parity import random_tree, relative_error
 
 torch = pytest.importorskip('torch')
@@ -136,23 +135,7 @@ def test_gradients_of_adapters_are_the_same_scanned_rematerialised_or_not(remat)
     config = BASE | dict(num_single_layers=2)
     args, wanted = inputs(config, 2, (2, 3), 4), lora.LoraConfig(2, 4.0, TARGETS)
     net, shapes = build(config, lora=wanted)
-    tree = random_tree(shapes)
-    value_and_grad = lambda net, params, adapters: jax.jit(
-        jax.value_and_grad(
-            lambda a: jnp.mean(net.apply({'params': params, lora.COLLECTION: a}, *args) ** 2)
-        )
-    )(adapters)
-    value, grad = value_and_grad(net, tree['params'], tree[lora.COLLECTION])
-    assert all(np.any(g) for g in jax.tree.leaves(grad))
-    scanned = dataclasses.replace(net, scan=True, remat=remat)
-    stacked = [stack_blocks(tree[name], *flux2.STACKS) for name in ('params', lora.COLLECTION)]
-    found_value, found = value_and_grad(scanned, *stacked)
-    np.testing.assert_allclose(found_value, value, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
-        unstack_blocks(found, *flux2.STACKS),
-        grad,
-    )
+    parity.check_scanned_gradients(net, shapes, args, flux2.STACKS, remat)
 
 
 def test_adapters_equal_torch_with_merged_weights(tmp_path):

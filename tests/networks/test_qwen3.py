@@ -9,6 +9,7 @@ import pytest
 
 from densegrpo_jax.networks import qwen3
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
 
 # text_encoder/config.json of FLUX.2-klein-4B: Qwen3-4B.
 KLEIN_JSON = {
@@ -70,20 +71,16 @@ CASES = {
 }
 
 
-def torch_model(overrides):
-    torch = pytest.importorskip('torch')
+def move(name, parameter):
+    parity.move_vectors(name, parameter)
+    if parameter.ndim > 1:
+        parameter.normal_(std=parameter.shape[1] ** -0.5)
+
+
+def reference(overrides, folder):
     transformers = pytest.importorskip('transformers')
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(vocab_size=60, **overrides)
-    model = transformers.Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-            else:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-    return torch, model
+    build = lambda **config: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**config))
+    return parity.reference(build, dict(vocab_size=60, **overrides), folder, move=move)
 
 
 def load(folder, layers=(-1,)):
@@ -107,12 +104,12 @@ def inputs(length, counts, side):
 @pytest.mark.parametrize('case', CASES)
 def test_equals_torch(case, tmp_path):
     overrides, layers, length, counts, side = CASES[case]
-    torch, reference = torch_model(overrides)
-    reference.save_pretrained(tmp_path)
+    torch = pytest.importorskip('torch')
+    module = reference(overrides, tmp_path)
     model, params = load(tmp_path, layers)
     ids, mask = inputs(length, counts, side)
     with torch.no_grad():
-        states = reference(
+        states = module(
             input_ids=torch.from_numpy(ids).long(),
             attention_mask=torch.from_numpy(mask).long(),
             output_hidden_states=True,
@@ -127,8 +124,7 @@ def test_equals_torch(case, tmp_path):
 
 
 def test_a_token_sees_no_later_token_and_no_padding(tmp_path):
-    _, reference = torch_model(GROUPED)
-    reference.save_pretrained(tmp_path)
+    reference(GROUPED, tmp_path)
     model, params = load(tmp_path)
     ids, mask = inputs(6, (4, 4), 'right')
     apply = jax.jit(model.apply)
@@ -143,8 +139,7 @@ def test_a_token_sees_no_later_token_and_no_padding(tmp_path):
 
 
 def test_saved_layout_is_that_of_torch(tmp_path):
-    _, reference = torch_model(GROUPED)
-    reference.save_pretrained(tmp_path / 'theirs')
+    reference(GROUPED, tmp_path / 'theirs')
     model, params = load(tmp_path / 'theirs')
     weights.save_weights(
         tmp_path / 'ours',
@@ -178,8 +173,7 @@ def test_layers_after_the_last_chosen_one_are_not_computed():
 
 
 def test_bfloat16_keeps_the_stream_and_the_norms_in_float32(tmp_path):
-    torch, reference = torch_model(GROUPED)
-    reference.save_pretrained(tmp_path)
+    reference(GROUPED, tmp_path)
     model, params = load(tmp_path, (2,))
     ids, mask = inputs(8, (8, 5), 'right')
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)

@@ -9,6 +9,8 @@ import pytest
 
 from densegrpo_jax.networks import t5
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
+from tests.networks.parity import relative_error
 
 # text_encoder_2/config.json of FLUX.1.
 FLUX_JSON = {
@@ -70,19 +72,16 @@ CASES = {
 }
 
 
-def torch_model(overrides):
-    torch = pytest.importorskip('torch')
+def move(name, parameter):
+    parity.move_vectors(name, parameter)
+    if 'relative_attention_bias' in name:
+        parameter.normal_()
+
+
+def reference(overrides, folder):
     transformers = pytest.importorskip('transformers')
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = transformers.T5EncoderModel(transformers.T5Config(vocab_size=60, **overrides)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-            elif 'relative_attention_bias' in name:
-                parameter.normal_()
-    return torch, model
+    build = lambda **config: transformers.T5EncoderModel(transformers.T5Config(**config))
+    return parity.reference(build, dict(vocab_size=60, **overrides), folder, move=move)
 
 
 def load(folder):
@@ -92,22 +91,16 @@ def load(folder):
     return model, weights.load_weights(folder, model.weight_rules(), shapes)
 
 
-def relative_error(ours, theirs):
-    theirs = theirs.detach().numpy()
-    assert ours.shape == theirs.shape and ours.dtype == jnp.float32
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
 @pytest.mark.parametrize('case', CASES)
 def test_equals_torch(case, tmp_path):
     overrides, shape = CASES[case]
-    torch, reference = torch_model(overrides)
-    reference.save_pretrained(tmp_path)
+    torch = pytest.importorskip('torch')
+    module = reference(overrides, tmp_path)
     model, params = load(tmp_path)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 60, shape).astype(np.int32)
     with torch.no_grad():
-        expected = reference(torch.from_numpy(ids).long()).last_hidden_state
+        expected = module(torch.from_numpy(ids).long()).last_hidden_state
     assert relative_error(jax.jit(model.apply)({'params': params}, ids), expected) < 1e-5
 
 
@@ -125,8 +118,7 @@ def test_buckets_equal_torch(num_buckets, max_distance):
 
 
 def test_saved_layout_is_that_of_torch(tmp_path):
-    _, reference = torch_model(CASES['gated'][0])
-    reference.save_pretrained(tmp_path / 'theirs')
+    reference(CASES['gated'][0], tmp_path / 'theirs')
     model, params = load(tmp_path / 'theirs')
     weights.save_weights(
         tmp_path / 'ours', model.weight_rules(), params, filename='model.safetensors'
@@ -141,8 +133,7 @@ def test_saved_layout_is_that_of_torch(tmp_path):
 
 
 def test_a_tied_copy_of_the_embedding_is_ignored(tmp_path):
-    _, reference = torch_model(CASES['relu'][0])
-    reference.save_pretrained(tmp_path)
+    reference(CASES['relu'][0], tmp_path)
     numpy_io = pytest.importorskip('safetensors.numpy')
     tensors = numpy_io.load_file(tmp_path / 'model.safetensors')
     numpy_io.save_file(
@@ -154,8 +145,7 @@ def test_a_tied_copy_of_the_embedding_is_ignored(tmp_path):
 
 
 def test_the_embedding_may_be_the_encoders_alone(tmp_path):
-    _, reference = torch_model(CASES['relu'][0])
-    reference.save_pretrained(tmp_path)
+    reference(CASES['relu'][0], tmp_path)
     numpy_io = pytest.importorskip('safetensors.numpy')
     tensors = numpy_io.load_file(tmp_path / 'model.safetensors')
     expected = tensors.pop('shared.weight')
@@ -195,12 +185,12 @@ def test_fresh_model_trains():
 
 def test_bfloat16_keeps_float32_bias_and_stream(tmp_path):
     overrides, shape = CASES['gated']
-    torch, reference = torch_model(overrides)
-    reference.save_pretrained(tmp_path)
+    torch = pytest.importorskip('torch')
+    module = reference(overrides, tmp_path)
     model, params = load(tmp_path)
     ids = np.random.default_rng(2).integers(0, 60, shape).astype(np.int32)
     with torch.no_grad():
-        expected = reference(torch.from_numpy(ids).long()).last_hidden_state.numpy()
+        expected = module(torch.from_numpy(ids).long()).last_hidden_state.numpy()
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
     ours = t5.T5Encoder(model.config, dtype=jnp.bfloat16).apply({'params': half}, ids)
     assert ours.dtype == jnp.bfloat16

@@ -9,6 +9,8 @@ import pytest
 
 from densegrpo_jax.networks import vae
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
+from tests.networks.parity import relative_error
 
 FLUX_JSON = {
     '_class_name': 'AutoencoderKL',
@@ -61,11 +63,8 @@ CASES = {
 }
 
 
-def torch_model(overrides):
-    torch = pytest.importorskip('torch')
+def reference(overrides, folder):
     diffusers = pytest.importorskip('diffusers')
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     blocks = len(overrides['block_out_channels'])
     config = (
         FLUX_JSON
@@ -75,15 +74,8 @@ def torch_model(overrides):
         }
         | overrides
     )
-    model = diffusers.AutoencoderKL(
-        **{k: v for k, v in config.items() if not k.startswith('_')}
-    ).eval()
-    # norms and biases start at 1 and 0: move them, or a swap of the two would pass unseen
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return torch, model
+    config = {k: v for k, v in config.items() if not k.startswith('_')}
+    return parity.reference(diffusers.AutoencoderKL, config, folder, move=parity.move_vectors)
 
 
 def abstract(config):
@@ -98,32 +90,26 @@ def load(folder):
     return config, weights.load_weights(folder, rules, abstract(config))
 
 
-def relative_error(ours, theirs):
-    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape and ours.dtype == jnp.float32
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
 @pytest.mark.parametrize('case', CASES)
 def test_equals_torch(case, tmp_path):
     overrides, (batch, height, width) = CASES[case]
-    torch, reference = torch_model(overrides)
-    reference.save_pretrained(tmp_path)
+    torch = pytest.importorskip('torch')
+    module = reference(overrides, tmp_path)
     config, params = load(tmp_path)
     images = np.random.default_rng(0).uniform(-1, 1, (batch, height, width, 3)).astype(np.float32)
     with torch.no_grad():
-        posterior = reference.encode(torch.from_numpy(images.transpose(0, 3, 1, 2))).latent_dist
-        decoded = reference.decode(posterior.mean).sample
+        posterior = module.encode(torch.from_numpy(images.transpose(0, 3, 1, 2))).latent_dist
+        decoded = module.decode(posterior.mean).sample
     model = vae.AutoencoderKL(config)
     reconstruction, mean, log_var = jax.jit(model.apply)({'params': params}, images)
-    assert relative_error(mean, posterior.mean) < 1e-5
-    assert relative_error(log_var, posterior.logvar) < 1e-5
-    assert relative_error(reconstruction, decoded) < 1e-5
+    last = lambda x: x.permute(0, 2, 3, 1)
+    assert relative_error(mean, last(posterior.mean)) < 1e-5
+    assert relative_error(log_var, last(posterior.logvar)) < 1e-5
+    assert relative_error(reconstruction, last(decoded)) < 1e-5
 
 
 def test_halves_need_only_their_own_parameters(tmp_path):
-    _, reference = torch_model(CASES['no_attention'][0])
-    reference.save_pretrained(tmp_path)
+    reference(CASES['no_attention'][0], tmp_path)
     config, params = load(tmp_path)
     model = vae.AutoencoderKL(config)
     images = np.random.default_rng(1).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
@@ -138,8 +124,7 @@ def test_halves_need_only_their_own_parameters(tmp_path):
 
 @pytest.mark.parametrize('case', ['flux', 'quant_convs'])
 def test_saved_layout_is_that_of_torch(case, tmp_path):
-    _, reference = torch_model(CASES[case][0])
-    reference.save_pretrained(tmp_path / 'theirs')
+    reference(CASES[case][0], tmp_path / 'theirs')
     config, params = load(tmp_path / 'theirs')
     weights.save_weights(
         tmp_path / 'ours',
@@ -159,8 +144,7 @@ def test_saved_layout_is_that_of_torch(case, tmp_path):
 
 def test_the_old_names_of_attention_are_read(tmp_path):
     """As Diffusers does: most files of Stable Diffusion 1 have them."""
-    _, reference = torch_model(CASES['flux'][0])
-    reference.save_pretrained(tmp_path)
+    module = reference(CASES['flux'][0], tmp_path)
     _, expected = load(tmp_path)
     numpy_io, diffusers = pytest.importorskip('safetensors.numpy'), pytest.importorskip('diffusers')
     file = tmp_path / 'diffusion_pytorch_model.safetensors'
@@ -175,7 +159,7 @@ def test_the_old_names_of_attention_are_read(tmp_path):
     _, params = load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path).state_dict()
-    for key, value in reference.state_dict().items():
+    for key, value in module.state_dict().items():
         np.testing.assert_array_equal(theirs[key], value, err_msg=key)
 
 

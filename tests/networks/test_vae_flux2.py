@@ -9,6 +9,8 @@ import pytest
 
 from densegrpo_jax.networks import vae_flux2
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks import parity
+from tests.networks.parity import relative_error
 
 SMALL = dict(
     block_out_channels=[8, 16],
@@ -35,18 +37,14 @@ CASES = {
 }
 
 
-def torch_model(config):
-    torch, diffusers = pytest.importorskip('torch'), pytest.importorskip('diffusers')
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKLFlux2(**config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-        model.bn.running_mean.normal_()
-        model.bn.running_var.uniform_(0.01, 2.0)
-    return torch, model
+def reference(config, folder):
+    diffusers = pytest.importorskip('diffusers')
+    model = diffusers.AutoencoderKLFlux2
+    module = parity.reference(model, config, move=parity.move_vectors)
+    module.bn.running_mean.normal_()
+    module.bn.running_var.uniform_(0.01, 2.0)
+    module.save_pretrained(folder)
+    return module
 
 
 def load(folder):
@@ -56,17 +54,11 @@ def load(folder):
     return model, weights.load_weights(folder, model.weight_rules(), shapes)
 
 
-def relative_error(ours, theirs):
-    theirs = theirs.detach().numpy()
-    assert ours.shape == theirs.shape and ours.dtype == jnp.float32
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
 @pytest.mark.parametrize('case', CASES)
 def test_equals_torch(case, tmp_path):
     config, (batch, height, width) = CASES[case]
-    torch, reference = torch_model(config)
-    reference.save_pretrained(tmp_path)
+    torch = pytest.importorskip('torch')
+    module = reference(config, tmp_path)
     model, params = load(tmp_path)
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch, height, width, 3)).astype(np.float32)
@@ -76,28 +68,27 @@ def test_equals_torch(case, tmp_path):
         params
     )
     with torch.no_grad():
-        posterior = reference.encode(first(images)).latent_dist
-        decoded = reference.decode(first(latents)).sample
+        posterior = module.encode(first(images)).latent_dist
+        decoded = module.decode(first(latents)).sample
     mean, log_var = apply('encode', images)
     assert relative_error(mean, posterior.mean.permute(0, 2, 3, 1)) < 1e-5
     assert relative_error(log_var, posterior.logvar.permute(0, 2, 3, 1)) < 1e-5
     assert relative_error(apply('decode', latents), decoded.permute(0, 2, 3, 1)) < 1e-5
     bn_mean, deviation = apply('statistics')
-    assert relative_error(bn_mean, reference.bn.running_mean) == 0
-    wanted = torch.sqrt(reference.bn.running_var + reference.config.batch_norm_eps)
+    assert relative_error(bn_mean, module.bn.running_mean) == 0
+    wanted = torch.sqrt(module.bn.running_var + module.config.batch_norm_eps)
     assert relative_error(deviation, wanted) < 1e-6
 
 
 def test_torch_opens_what_is_saved(tmp_path):
-    _, reference = torch_model(SMALL)
-    reference.save_pretrained(tmp_path / 'theirs')
+    module = reference(SMALL, tmp_path / 'theirs')
     model, params = load(tmp_path / 'theirs')
     weights.save_weights(tmp_path / 'ours', model.weight_rules(), params)
     (tmp_path / 'ours' / 'config.json').write_text(
         (tmp_path / 'theirs' / 'config.json').read_text()
     )
-    opened = type(reference).from_pretrained(str(tmp_path / 'ours'))
-    theirs = reference.state_dict()
+    opened = type(module).from_pretrained(str(tmp_path / 'ours'))
+    theirs = module.state_dict()
     for key, value in opened.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), theirs[key].numpy(), err_msg=key)
 

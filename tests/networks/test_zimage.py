@@ -2,7 +2,6 @@
 unscanned, its adapters and its config.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -13,7 +12,6 @@ import pytest
 from densegrpo_jax.networks import attention, lora, zimage
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.networks import parity
-from tests.networks.block_stacks import stack_blocks, unstack_blocks
 from tests.networks.parity import random_tree, relative_error
 
 torch = pytest.importorskip('torch')
@@ -109,23 +107,7 @@ def test_padding_of_a_text_has_no_influence():
 def test_gradients_of_adapters_are_the_same_scanned_and_rematerialised():
     args, wanted = inputs(BASE, (4, 4), 8, (3, 8)), lora.LoraConfig(2, 4.0, TARGETS)
     net, shapes = build(BASE, lora=wanted)
-    tree = random_tree(shapes)
-    value_and_grad = lambda net, params, adapters: jax.jit(
-        jax.value_and_grad(
-            lambda a: jnp.mean(net.apply({'params': params, lora.COLLECTION: a}, *args) ** 2)
-        )
-    )(adapters)
-    value, grad = value_and_grad(net, tree['params'], tree[lora.COLLECTION])
-    assert all(np.any(g) for g in jax.tree.leaves(grad))
-    scanned = dataclasses.replace(net, scan=True, remat='full')
-    stacked = [stack_blocks(tree[name], *zimage.STACKS) for name in ('params', lora.COLLECTION)]
-    found_value, found = value_and_grad(scanned, *stacked)
-    np.testing.assert_allclose(found_value, value, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
-        unstack_blocks(found, *zimage.STACKS),
-        grad,
-    )
+    parity.check_scanned_gradients(net, shapes, args, zimage.STACKS, 'full')
 
 
 def test_every_layer_may_carry_an_adapter():

@@ -21,6 +21,7 @@ from densegrpo_jax.pipelines.packing import (
 from densegrpo_jax.pipelines.saving import save_pipeline
 from tests import miniature
 from tests.miniature import PROMPTS
+from tests.pipelines import official
 
 SHAPES = [
     'a photo of three red circles left of a blue square',
@@ -51,30 +52,9 @@ def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_len
     return np.asarray(latents), np.asarray(images)
 
 
-def torch_pictures(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_length=16):
-    torch = pytest.importorskip('torch')
-    from diffusers import FluxPipeline
-
-    torch.set_num_threads(1)
-    pipe = FluxPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    call = dict(
-        prompt=batch,
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=t5_length,
-        latents=torch.tensor(noise),
-    )
-    latents = pipe(**call, output_type='latent').images.numpy()
-    images = pipe(**call, output_type='np').images
-    return latents, np.round(images * 255).astype(np.uint8)
-
-
-def psnr(a, b):
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+def torch_pictures(folder, *call, batch=PROMPTS, t5_length=16):
+    pipe = official.opened('FluxPipeline', folder)
+    return official.pictures(pipe, batch, *call, max_sequence_length=t5_length)
 
 
 @pytest.mark.parametrize('height, width', [(32, 96), (48, 80)])
@@ -84,9 +64,8 @@ def test_random_folder_makes_the_official_picture(folder, height, width):
     )
     expected, expected_images = torch_pictures(folder, height, width, 4, 2.5, noise)
     latents, images = ours(folder, height, width, 4, 2.5, noise)
-    assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert psnr(images, expected_images) >= 50
-    assert images.std() > 5  # not a blank picture
+    official.check_latents(latents, expected)
+    official.check_images(images, expected_images)
 
 
 def test_schnell_makes_the_official_picture(tmp_path):
@@ -101,8 +80,8 @@ def test_schnell_makes_the_official_picture(tmp_path):
     noise = np.random.default_rng(0).standard_normal((3, 3 * 7, 64)).astype(np.float32)
     expected, expected_images = torch_pictures(folder, 48, 112, 4, 0.0, noise)
     latents, images = ours(folder, 48, 112, 4, 0.0, noise)
-    assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert psnr(images, expected_images) >= 50
+    official.check_latents(latents, expected)
+    official.check_images(images, expected_images)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +95,7 @@ def test_shipped_miniature_makes_the_official_picture(name, height, width, t5_le
     options = dict(batch=batch, t5_length=t5_length)
     _, expected = torch_pictures(BUILTIN / name, height, width, 6, 1.5, noise, **options)
     _, images = ours(BUILTIN / name, height, width, 6, 1.5, noise, **options)
-    assert psnr(images, expected) >= 50
+    official.check_images(images, expected)
 
 
 def test_saves_what_it_loads(folder, tmp_path):

@@ -12,6 +12,7 @@ from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.saving import save_pipeline
 from tests import compiled, miniature
 from tests.miniature import PROMPTS
+from tests.pipelines import official
 
 
 @pytest.fixture(scope='module')
@@ -33,46 +34,27 @@ def ours(folder, height, width, steps, guidance, noise, *, scan=False):
 
 
 @pytest.fixture(scope='module')
-def torch_pictures(folder):
-    torch = pytest.importorskip('torch')
-    from diffusers import StableDiffusion3Pipeline
-
-    torch.set_num_threads(1)
-    pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-
-    def pictures(height, width, steps, guidance, noise):
-        call = dict(
-            prompt=PROMPTS,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            max_sequence_length=16,
-            latents=torch.tensor(noise).permute(0, 3, 1, 2),
-        )
-        latents = pipe(**call, output_type='latent').images.permute(0, 2, 3, 1).numpy()
-        return latents, np.round(pipe(**call, output_type='np').images * 255).astype(np.uint8)
-
-    return pictures
+def torch_pipe(folder):
+    return official.opened('StableDiffusion3Pipeline', folder)
 
 
 @pytest.mark.parametrize(
     'height, width, guidance', [pytest.param(32, 96, 1.0, marks=pytest.mark.slow), (48, 80, 4.5)]
 )
-def test_random_folder_makes_the_official_picture(folder, torch_pictures, height, width, guidance):
+def test_random_folder_makes_the_official_picture(folder, torch_pipe, height, width, guidance):
     noise = (
         np.random.default_rng(0)
         .standard_normal((3, height // 8, width // 8, 16))
         .astype(np.float32)
     )
-    expected, expected_images = torch_pictures(height, width, 4, guidance, noise)
+    call = height, width, 4, guidance, noise
+    expected, expected_images = official.pictures(
+        torch_pipe, PROMPTS, *call, max_sequence_length=16
+    )
     for scan in (False, True):
-        latents, images = ours(folder, height, width, 4, guidance, noise, scan=scan)
-        assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
-        error = np.mean((images.astype(np.float64) - expected_images) ** 2)
-        assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 50
-    assert images.std() > 5  # not a blank picture
+        latents, images = ours(folder, *call, scan=scan)
+        official.check_latents(latents, expected)
+        official.check_images(images, expected_images)
 
 
 def test_saves_what_it_loads(folder, tmp_path):
