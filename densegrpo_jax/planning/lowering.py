@@ -155,8 +155,10 @@ def phases(
 
 def evaluated_prompts(config) -> int | None:
     """Prompts of an evaluation; None if only a file that is not read knows it."""
+    if config.data.eval_prompts:
+        return config.data.eval_prompts
     own = own_prompts(config, config.data.eval, 'eval')
-    return config.data.eval_prompts or (None if own is None else len(own))
+    return None if own is None else len(own)
 
 
 def evaluation_rows(config, shards: int) -> tuple[int, int, int]:
