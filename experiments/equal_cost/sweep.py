@@ -43,8 +43,8 @@ class Entry:
       per_update: samples of an update.
       updates: as many as the budget pays for.
       learning_rate: the recipe's. measures_kl: whether its runs would.
-      before: spent before its runs, which the budget is not to pay for.
       evaluations: of a run, after the start.
+      before: spent before its runs, which the budget is not to pay for.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Entry:
     updates: int
     learning_rate: float
     update: float
+    evaluations: int
     measures_kl: bool = False
     before: Before = Before()
-    evaluations: int = 6
 
     @property
     def images(self) -> float:
@@ -164,9 +164,9 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
         updates_within(budget, counted.nfe * per_update),
         complete.optim.learning_rate,
         updating(complete),
+        variant.evaluations,
         measures_kl,
         before(complete),
-        variant.evaluations,
     )
 
 
