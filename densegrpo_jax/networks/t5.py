@@ -212,9 +212,8 @@ class T5Encoder(Network):
         source, target = 'encoder.block.{i}.layer', 'block_{i}'
         return [
             WeightRule('shared.weight', 'shared/embedding', 'embedding'),
-            WeightRule(
-                'encoder.embed_tokens.weight', None
-            ),  # tied to shared.weight; some files hold both
+            # tied to shared.weight; some files hold both
+            WeightRule('encoder.embed_tokens.weight', None),
             WeightRule(
                 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
                 'relative_attention_bias/embedding',

@@ -66,9 +66,8 @@ def rules_of(
         # the bytes, stay whole.
         ShardingRule(rf'{columns}/kernel(/qvalue)?$', COLUMN),
         ShardingRule(rf'{rows}/kernel(/qvalue)?$', ROW),
-        ShardingRule(
-            r'/embedding$', COLUMN, uneven='replicate'
-        ),  # vocabularies are rarely round numbers
+        # vocabularies are rarely round numbers
+        ShardingRule(r'/embedding$', COLUMN, uneven='replicate'),
         ShardingRule(rf'{others}$', COLUMN, uneven='replicate'),
         ShardingRule(r'/kernel(/qvalue)?$', COLUMN, uneven='replicate'),
         ShardingRule(r'(^|/)(bias|scale|weight)(/|$)', ()),
