@@ -54,11 +54,6 @@ class FluxConfig:
                 f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs '
                 'latents outside and uses 1'
             )
-        if type(self.guidance_embeds) is not bool:
-            raise ValueError(
-                'transformer config: guidance_embeds must be true or false, got '
-                f'{self.guidance_embeds!r}'
-            )
         if sum(self.axes_dims_rope) != self.attention_head_dim or any(
             d < 2 or d % 2 for d in self.axes_dims_rope
         ):

@@ -126,7 +126,7 @@ def timestep_embedding(t, dim=256):
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def rope_tables(ids, axes_dims, theta=10000.0):
+def rope_tables(ids, axes_dims):
     """Rotary tables (arXiv:2104.09864), one group of channels per position axis.
 
     Args:
@@ -138,7 +138,7 @@ def rope_tables(ids, axes_dims, theta=10000.0):
     """
     angles = []
     for axis, dim in enumerate(axes_dims):
-        frequencies = (theta ** (-np.arange(0, dim, 2) / dim)).astype(np.float32)
+        frequencies = (10000.0 ** (-np.arange(0, dim, 2) / dim)).astype(np.float32)
         angles.append(
             jnp.repeat(ids[:, axis].astype(jnp.float32)[:, None] * frequencies, 2, axis=-1)
         )

@@ -84,27 +84,10 @@ def resolve_folder(name: str, *, weights: bool = True) -> pathlib.Path:
     )
 
 
-def load_pipeline(
-    folder: str | pathlib.Path,
-    *,
-    dtype: Any = jnp.float32,
-    shardings: Callable[[dict], dict] | None = None,
-    **options,
-) -> tuple[Pipeline, dict]:
-    """Opens a pipeline folder.
-
-    Args:
-      folder: Diffusers layout; its model_index.json says which family.
-      dtype: of the stored weights and of matrix products.
-      shardings: maps a tree of shapes to a tree of shardings; None places every array on the
-        default device.
-      options: those of `build_pipeline`; text_length is required.
-
-    Returns:
-      (pipeline, params) with params a dict over the pipeline's modules.
-    """
-    pipeline = open_pipeline(folder, dtype=dtype, **options)
-    return pipeline, load_params(folder, pipeline, dtype=dtype, shardings=shardings)
+def load_pipeline(folder: str | pathlib.Path, **options) -> tuple[Pipeline, dict]:
+    """`open_pipeline` and all its weights, float32, on the default device: (pipeline, params)."""
+    pipeline = open_pipeline(folder, **options)
+    return pipeline, load_params(folder, pipeline)
 
 
 def load_params(
@@ -117,12 +100,13 @@ def load_params(
     transformer_file: str | pathlib.Path = '',
     quantize: str = 'none',
 ) -> dict:
-    """The weights of the named components of an opened pipeline (None: all); other arguments as in
-    `load_pipeline`.
+    """The weights of the named components of an opened pipeline (None: all): a dict over them.
 
-    transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names
-    or those of the original release (`originals`). quantize: 'none', or the format that the
-    transformer's blocks are stored in (`quantize.FORMATS`), each matrix as it arrives.
+    dtype: of the stored weights. shardings: maps a tree of shapes to a tree of shardings; None
+    places every array on the default device. transformer_file: a safetensors file to take the
+    transformer from instead, with Diffusers' names or those of the original release (`originals`).
+    quantize: 'none', or the format that the transformer's blocks are stored in
+    (`quantize.FORMATS`), each matrix as it arrives.
     """
     rules, params = pipeline.weight_rules(), {}
     for name, shapes in pipeline.abstract_params(components).items():
@@ -204,8 +188,10 @@ def _source(
 
 
 def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
-    """The pipeline without its weights: reads only the JSON files and the tokenizers. options:
-    those of `build_pipeline`.
+    """The pipeline without its weights: reads only the JSON files and the tokenizers.
+
+    folder: Diffusers layout; its model_index.json says which family. options: those of
+    `build_pipeline`; text_length is required.
     """
     folder = pathlib.Path(folder)
 
