@@ -33,6 +33,8 @@ def report(tmp_path_factory):
 
 def test_a_finished_run_opens_from_disk(page, report):
     driver = page(report)
+    named = [p.get_attribute('aria-label') for p in driver.find_elements(By.CLASS_NAME, 'plot')]
+    assert 'Held-out score' in named and 'Other held-out scores' not in named  # one reward
     assert '4 of 4 updates' in text(driver, '#runs') and 'finished' in text(driver, '#runs')
     assert '0.4000 → 0.8000' in text(driver, '#runs')
     plots = driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg')
@@ -241,6 +243,16 @@ def test_a_phone_scrolls_only_up_and_down(page, report):
     until(lambda: driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg'))
     width = driver.execute_script('return document.documentElement.scrollWidth')
     assert width <= PHONE[0]
+
+
+def test_no_plot_is_wider_than_its_place(page, report):
+    driver = page(report, size=(540, 900))
+    until(lambda: driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg'))
+    sizes = driver.execute_script(
+        "return [...document.querySelectorAll('.plot')].map("
+        "(plot) => [plot.querySelector('.main-svg').clientWidth, plot.clientWidth])"
+    )
+    assert len(sizes) > 5 and all(plot <= place for plot, place in sizes)
 
 
 def test_a_picture_fits_a_phone(page, report):

@@ -11,7 +11,9 @@ const PLOTS = [
         .filter(
           (n) =>
             n.startsWith('eval/') &&
-            !['standard_error', 'valid_share', 'seconds', run.best].includes(n.slice(5)),
+            !['standard_error', 'valid_share', 'seconds', run.best].includes(n.slice(5)) &&
+            // with one reward the total is its score under another name
+            String(run.series[n]) !== String(run.series[`eval/${run.best}`]),
         )
         .map((n) => [n, n.slice(5)]),
   ],
