@@ -117,7 +117,7 @@ def main(flag) -> int:
     from densegrpo_jax.sampling.execution import execute
     from densegrpo_jax.sampling.loading import find_step, load_policy
     from densegrpo_jax.sampling.session import check_parts, check_weights, load
-    from densegrpo_jax.search.record import FILES, FOLDERS
+    from densegrpo_jax.search.record import FILES, FOLDERS, SUMMARY
     from densegrpo_jax.search.run import (
         images_hash,
         make_budget,
@@ -156,7 +156,7 @@ def main(flag) -> int:
         results = open_results(checked, policy, prompts, out, restart=flag.restart, given=images)
         session = load(checked, [p.text for p in prompts], out)
         search(session, policy, prompts, results, given=images)
-        logging.info('made %s', out / 'summary.md')
+        logging.info('made %s, search.jsonl beside it, a sheet per prompt in images', out / SUMMARY)
 
     prompts = flag.config.search.prompts
     return execute(flag, prompts, work, folder=flag.out, command='search')[0]
