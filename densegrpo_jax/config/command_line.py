@@ -16,6 +16,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from densegrpo_jax.config.flag_messages import plainly
 from densegrpo_jax.config.flag_types import define_whole, refuse
 from densegrpo_jax.config.given import NONE, check_flag_files, check_given
 from densegrpo_jax.config.help import show_help
@@ -317,16 +318,7 @@ def _parse(args: list[str]) -> list[str]:
         _refuse(f'{error}{_keys_of(error.flagname)}\n(--help lists the flags)')
     # ValueError: also for --noswitch=value. RuntimeError: a path that begins with ~NOBODY.
     except (flags.Error, ValueError, OSError, RuntimeError) as error:
-        _refuse(f'{_ABSENT.sub(_lacking, str(error))}\n(--help lists the flags)')
-
-
-# absl's words for a required flag that is not given
-_ABSENT = re.compile(r'flag --(\w+)=None: Flag --\1 must have a value other than None\.')
-
-
-def _lacking(found: re.Match) -> str:
-    told = ' '.join((flags.FLAGS[found[1]].help or '').split())
-    return f'--{found[1]} is missing: {told}' if told else f'--{found[1]} is missing'
+        _refuse(f'{plainly(str(error))}\n(--help lists the flags)')
 
 
 def _keys_of(name: str) -> str:

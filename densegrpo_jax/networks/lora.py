@@ -8,6 +8,7 @@ reference.
 """
 
 import dataclasses
+import difflib
 import re
 import zlib
 
@@ -62,8 +63,10 @@ class LoraConfig:
         patterns = {target: re.compile(rf'(?:.*\.)?(?:{target})') for target in self.targets}
         unused = [t for t, p in patterns.items() if not any(p.fullmatch(n) for n in names)]
         if unused:
+            kinds = sorted({re.sub(r'\.\d+\.', '.0.', name) for name in names})  # of any block
+            close = difflib.get_close_matches(unused[0], kinds, 5, cutoff=0)
             raise ValueError(
-                f'lora.targets match no layer: {unused}; layers are named like {sorted(names)[:3]}'
+                f'lora.targets match no layer: {unused}; the closest layers are named {close}'
             )
         return tuple(n for n in names if any(p.fullmatch(n) for p in patterns.values()))
 

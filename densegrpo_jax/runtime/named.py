@@ -54,6 +54,11 @@ def imported(path: str, what: str) -> Any:
     module, _, name = path.partition(':')
     if not module or not name or module.startswith('.'):
         raise ValueError(f'{what}: expected package.module:object')
+    if module.endswith('.py') or '/' in module:
+        name_of = module.removesuffix('.py').strip('./').replace('/', '.')
+        raise ValueError(
+            f"{what}: {module!r} is a file; expected the module's name, as {name_of}:{name}"
+        )
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

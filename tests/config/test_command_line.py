@@ -92,7 +92,7 @@ def typed(monkeypatch, capsys):
         ),
         (
             [f'--config={TINY}', '--config.rollout.steps=six'],
-            '--config.rollout.steps=six: invalid literal for int()',
+            '--config.rollout.steps=six: expected a whole number',
         ),
         (
             [f'--config={TINY}', '--config.reward.ocr.batch_sise=8'],
