@@ -27,7 +27,8 @@ def plainly(message: str) -> str:
 
 
 def _lacking(found: re.Match) -> str:
-    told = ' '.join((flags.FLAGS[found[1]].help or '').split())
+    # of a repeatable flag, the library adds a line to its help
+    told = ' '.join((flags.FLAGS[found[1]].help or '').partition(';\n')[0].split())
     return f'--{found[1]} is missing: {told}' if told else f'--{found[1]} is missing'
 
 

@@ -120,6 +120,7 @@ def check_rollout(config, count: int) -> None:
         mesh,
         config.rollout.prompts_per_batch * config.rollout.group,
         'rollout.prompts_per_batch * rollout.group',
+        of=config.rollout.group,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ def grid(
     n, h, w, _ = images.shape
     if captions is not None and len(captions) != n:
         raise ValueError(f'{n} images but {len(captions)} captions')
-    h, w, font = h * scale, w * scale, ImageFont.load_default(11)
+    h, w, font = h * scale, w * scale, _font(11, captions or ())
     texts = [wrap(caption, w, font) for caption in captions or ()]
     text_height = LINE * max(map(len, texts)) + 1 if texts else 0
     rows = -(-n // columns)
@@ -68,7 +69,8 @@ def comparison(
       uint8 [rows, cols, 3].
     """
     _, c, h, w, _ = images.shape
-    h, w, font, bold = h * scale, w * scale, ImageFont.load_default(11), ImageFont.load_default(13)
+    h, w, every = h * scale, w * scale, [*titles, *rows, *itertools.chain(*captions)]
+    font, bold = _font(11, every), _font(13, every)
     width = c * (w + GAP) + GAP
     texts = [wrap(row, width - 2 * GAP, font) for row in rows]
     heads = [wrap(title, w, bold) for title in titles]
@@ -96,6 +98,16 @@ def comparison(
             write(lines, x, y + top + h + 1)
         y += top + h + bottom + 2 * GAP
     return np.asarray(sheet)
+
+
+def _font(size: int, texts: Sequence[str]):
+    """Pillow's own font, or matplotlib's, which has more than ASCII (Latin, Greek, Cyrillic, no
+    Chinese)."""
+    if all(map(str.isascii, texts)):
+        return ImageFont.load_default(size)
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf', size)
 
 
 def wrap(text: str, width: int, font) -> list[str]:

@@ -100,16 +100,19 @@ def rows_over(mesh: Mesh, rows: int) -> int:
     return math.ceil(rows / shards) * shards
 
 
-def check_batch(mesh: Mesh, size: int, name: str) -> None:
+def check_batch(mesh: Mesh, size: int, name: str, of: int = 1) -> None:
     """Raises ValueError, naming ``name``, if a batch of ``size`` rows cannot be cut into equal
     pieces.
+
+    of: the batch is made of so many rows at a time, for the size that the message proposes.
     """
     shards = batch_shards(mesh)
     if size % shards:
+        whole = math.lcm(shards, of)
         raise ValueError(
             f'{name} = {size} does not divide over the mesh: data x fsdp = {mesh.shape["data"]} x '
             f'{mesh.shape["fsdp"]} = {shards}. Use a multiple of {shards} (e.g. '
-            f'{rows_over(mesh, size)}), or move devices to config.mesh.tensor.'
+            f'{math.ceil(size / whole) * whole}), or move devices to config.mesh.tensor.'
         )
 
 

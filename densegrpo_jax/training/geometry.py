@@ -79,7 +79,8 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     an update does not divide into microbatches that the loss can use.
     """
     r, o, loss = config.rollout, config.optim, loss_of(config)
-    check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')
+    drawn = 'rollout.prompts_per_batch * rollout.group'
+    check_batch(mesh, r.prompts_per_batch * r.group, drawn, of=r.group)
     check_batch(mesh, o.microbatch, 'optim.microbatch')
     kind = BATCHES[loss.batch]
     rows, whole = rows_of_sample(config, schedule), rows_together(config, schedule)

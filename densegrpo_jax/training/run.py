@@ -314,10 +314,10 @@ def _stop_together(stop: StopRequest, reason: Exception) -> None:
 
 
 def _say_what_is_left(saved: int | None, iterations: int, reason: Exception) -> None:
-    kept = f'saved after iteration {saved or 0} of {iterations}'
+    kept = f'saved after iteration {saved} of {iterations}' if saved else 'nothing is saved yet'
     if isinstance(reason, Preempted | RewardError):
         logging.warning('%s', kept)  # the next line says that the same command continues
-    elif saved is None:
+    elif not saved:
         logging.warning('ended by an error; nothing is saved, the same command starts anew')
     else:
         logging.warning(

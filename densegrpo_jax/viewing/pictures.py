@@ -100,6 +100,7 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     rows = [
         json.loads(line)
@@ -120,7 +121,8 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
             steps[window - 1 :],
             smooth,
             color='0.5',
-            label=f'training samples (noisy policy), mean of {window} updates',
+            label='training samples (noisy policy)'
+            + (f', mean of {window} updates' if window > 1 else ''),
         )
     axes.errorbar(
         step,
@@ -132,6 +134,7 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
         label='held-out prompts (ODE, moving average)',
     )
     axes.set_xlabel('updates')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(f'reward ({name})')
     axes.grid(alpha=0.3)
     axes.legend(loc='best', frameon=False)

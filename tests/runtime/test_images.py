@@ -1,9 +1,9 @@
-"""What a PNG says of its maker."""
+"""What a PNG says of its maker, and captions."""
 
 import numpy as np
 from PIL import Image
 
-from densegrpo_jax.runtime.images import made_by, save
+from densegrpo_jax.runtime.images import grid, made_by, save
 
 
 def test_the_maker_of_a_sheet_is_known_whatever_its_size(tmp_path, monkeypatch):
@@ -13,3 +13,10 @@ def test_the_maker_of_a_sheet_is_known_whatever_its_size(tmp_path, monkeypatch):
     assert made_by(sheet) == 'a command'
     (tmp_path / 'other.png').write_bytes(b'GIF89a')
     assert made_by(tmp_path / 'other.png') == made_by(tmp_path / 'nowhere.png') == ''
+
+
+def test_letters_of_other_alphabets_have_their_shapes():
+    """Not one box for all of them."""
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    drawn = {grid(image, columns=1, captions=[letter]).tobytes() for letter in 'ÜßΔЖ→'}
+    assert len(drawn) == 5

@@ -80,3 +80,9 @@ def test_a_batch_that_does_not_divide_is_named():
         match=r'config.rollout.batch = 10 does not divide.*2 x 2 = 4.*multiple of 4 \(e.g. 12\)',
     ):
         mesh_lib.check_batch(mesh, 10, 'config.rollout.batch')
+
+
+def test_the_batch_that_is_proposed_holds_whole_groups():
+    mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    with pytest.raises(ValueError, match=r'rows = 30 does not .*multiple of 4 \(e.g. 36\)'):
+        mesh_lib.check_batch(mesh, 30, 'rows', of=6)
