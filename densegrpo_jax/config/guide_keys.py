@@ -38,8 +38,8 @@ GUIDE: dict[str, Key] = {
     ),
     'share': number(
         1.0,
-        'The part of each group that drifts, its first samples; a group that drifts alike learns '
-        'nothing from the mean of the drift.',
+        'The part of each group that drifts, its first samples; if all of a group drift, the '
+        'mean drift cancels in their advantages.',
         0,
         1,
         above=True,

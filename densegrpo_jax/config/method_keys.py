@@ -100,7 +100,7 @@ CALIBRATION = {
     'drift': positive(
         0.2,
         'Calibration ends once the means of two consecutive windows differ by less than this share '
-        'of what steps all one way make, on average over the transitions.',
+        'of the largest drift, which steps all in one direction make; averaged over transitions.',
     ),
 }
 

@@ -25,8 +25,8 @@ command line:
 Each key has a kind. *{SCIENCE}* decides the results, *{MACHINE}* only speed, memory and place,
 *{DISPLAY}* only the display. A run continues from its checkpoint, and results share a table, if the
 science is the same; devices, batches and names may differ. Keys marked with * may also differ when
-a run continues: they say when it ends or what else is measured, or are compared by their effect,
-like the noise table.
+a run continues: they set its end or further measurements, or their result is compared instead,
+such as the noise levels of `noise.psi_path`.
 
 An empty value on the command line is refused: it may be a variable of the shell that is unset.
 `none` stands for no value where the default is `''`, as in `--config.noise.psi_path=none`.

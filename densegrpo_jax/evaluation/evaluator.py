@@ -123,8 +123,8 @@ def check_group(group: int, config, key: str) -> None:
     """
     if group > config.eval.batch:
         raise ValueError(
-            f'{key}={group} images of a prompt are sampled together: raise '
-            f'eval.batch={config.eval.batch} to at least that'
+            f'{key}={group}: all images of a prompt are sampled in one call, and '
+            f'eval.batch={config.eval.batch} holds fewer: set eval.batch to at least {group}'
         )
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures('exact_runs')
             {'data.eval_prompts': 7},
             'on 7 different prompts, and .* finds no fall: give it more by data.eval and',
         ),
-        ({'guard.images': 9}, 'guard.images=9 images of a prompt .*raise eval.batch=8'),
+        ({'guard.images': 9}, 'guard.images=9: all images .* eval.batch=8 holds fewer'),
         ({'guard.action': 'brake', 'guard.brake': 'beta'}, "use guard.brake='rate'"),
         ({'guard.level': 1.0}, 'guard.level=1.0: expected a finite number above 0 and below 1'),
         ({'eval.embedding': 'nowhere'}, "eval.embedding='nowhere'"),
