@@ -44,10 +44,6 @@ from tools.compare_artifacts import Comparison, Difference  # noqa: E402
 from tools.compare_cases import CASES, SMALL, TIMED, Case  # noqa: E402
 
 FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-# (regular expression, replacement) for names of arrays, metrics, keys and files, old -> new, for
-# both sides; and configuration keys that have another name in the second checkout.
-RENAMES: list[tuple[str, str]] = []
-KEY_RENAMES: dict[str, str] = {}
 SECONDS_LIMIT = 1800  # for one command
 SHOWN = 8  # differences of a case on the console; the report has all
 
@@ -63,6 +59,7 @@ class Checkout:
     revision: str
     python: str
     xla_flags: str | None  # None: as the case says
+    keys: dict[str, str] = dataclasses.field(default_factory=dict)  # that are renamed in it
     fast: str = FAST
 
     def environment(self, fast: bool) -> dict[str, str]:
@@ -79,13 +76,10 @@ class Checkout:
 
     def command(self, case: Case, name: str, arguments, values: dict, base=SMALL) -> list[str]:
         """The command line of a public command with the case's configuration on top of `base`."""
-        overrides = {
-            KEY_RENAMES.get(key, key) if self.side == 'after' else key: value
-            for key, value in {**base, **case.overrides}.items()
-        }
+        overrides = {**base, **case.overrides}
         text = lambda v: json.dumps(v) if isinstance(v, dict) else str(v)
         line = [self.python, '-m', f'densegrpo_jax.{name}', f'--config={case.recipe}']
-        line += [f'--config.{key}={text(value)}' for key, value in overrides.items()]
+        line += [f'--config.{self.keys.get(k, k)}={text(v)}' for k, v in overrides.items()]
         line += ['--cpu_devices=1'] if name in ('main', 'evaluate', 'calibrate') else []
         if (pathlib.Path(self.folder) / 'densegrpo_jax/config/reads.py').exists():
             line += ['--unread=warn']  # the overrides are for all commands
@@ -100,20 +94,17 @@ class Checkout:
             self._run(self.command(case, name, arguments, values), case.fast)
 
     def _run(self, line: list[str], fast: bool) -> str:
+        what = f'{self.side}: {" ".join(line[1:4])}'
         try:
             done = subprocess.run(
                 line, cwd=self.folder, env=self.environment(fast), stdin=subprocess.DEVNULL,
                 capture_output=True, text=True, timeout=SECONDS_LIMIT,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise Failed(
-                f'{self.side}: {" ".join(line[1:4])} ran for more than {SECONDS_LIMIT} s'
-            ) from None
+            raise Failed(f'{what} ran for more than {SECONDS_LIMIT} s') from None
         if done.returncode:
             said = ' | '.join((done.stderr or done.stdout).strip().splitlines()[-4:])
-            raise Failed(
-                f'{self.side}: {" ".join(line[1:4])} ended with status {done.returncode}: {said}'
-            )
+            raise Failed(f'{what} ended with status {done.returncode}: {said}')
         return done.stdout.strip()
 
 
@@ -123,8 +114,9 @@ def opened(name: str, side: str, options, scratch: pathlib.Path) -> Iterator[Che
     git = lambda *args, where='.': subprocess.run(
         ['git', '-C', str(where), *args], capture_output=True, text=True, check=False
     )
+    keys = options.key if side == 'after' else {}
     build = lambda folder, revision: Checkout(
-        side, folder, revision, options.python, options.xla_flags
+        side, folder, revision, options.python, options.xla_flags, keys
     )
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
@@ -190,7 +182,7 @@ def make_sd3(checkouts: Sequence[Checkout], folder: pathlib.Path) -> None:
 
 def run_case(name: str, checkouts: Sequence[Checkout], scratch: pathlib.Path, options) -> dict:
     """Runs a case in both checkouts; the report of it."""
-    compared = Comparison(options.tolerance, RENAMES, options.ignore)
+    compared = Comparison(options.tolerance, options.rename, options.ignore)
     case, seconds = CASES[name], {}
     shared, work = scratch / 'sd3', scratch / 'work'  # the same paths for both
     try:
@@ -324,12 +316,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--python', default=sys.executable, help='interpreter for both')
     add('--only', default='', help='cases, separated by commas; default all')
     add('--list', action='store_true', help='name the cases and end')
-    add(
-        '--tolerance',
-        type=float,
-        default=0.0,
-        help='of floats, relative to the largest of an array',
-    )
+    add('--tolerance', type=float, default=0.0, help='of floats, over the largest of an array')
     add('--ignore', default='', help='regular expression: differences that are only noted')
     add('--rename', action='append', default=[], help='PATTERN=>REPLACEMENT of names; repeatable')
     add('--key', action='append', default=[], help='OLD=>NEW, a config key of --after; repeatable')
@@ -347,8 +334,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for flag, given in (('rename', options.rename), ('key', options.key)):
         if wrong := [text for text in given if text.count('=>') != 1]:
             parser.error(f'--{flag}={wrong[0]}: expected OLD=>NEW')
-    RENAMES.extend(tuple(text.split('=>')) for text in options.rename)
-    KEY_RENAMES.update(text.split('=>') for text in options.key)
+    options.rename = [text.split('=>') for text in options.rename]
+    options.key = dict(text.split('=>') for text in options.key)
     if not 0 <= options.tolerance < 1:
         parser.error(f'--tolerance={options.tolerance}: expected 0 (the same bits) to 1')
     if options.pairs < 1 or options.iterations < 2:
@@ -365,13 +352,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # worktrees are removed on the way out
     with contextlib.ExitStack() as stack:
-        if options.keep:
-            scratch = pathlib.Path(options.keep).resolve()
-            scratch.mkdir(parents=True, exist_ok=True)
-        else:
-            scratch = pathlib.Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix='compare_'))
-            )
+        scratch = pathlib.Path(
+            options.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix='compare_'))
+        ).resolve()
+        scratch.mkdir(parents=True, exist_ok=True)
         try:
             checkouts = [
                 stack.enter_context(opened(getattr(options, side), side, options, scratch))

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from densegrpo_jax.core.sde_step import over
+
 ALWAYS = 1.0  # the truncation that guides up to the image
 
 
@@ -28,8 +30,7 @@ def guided_velocity(
         truncation: v itself counts, without guidance, once the time 1 - s is above this, in
             float32; 1: never.
     """
-    rows = lambda x: x.reshape(-1, *(1,) * (positive.ndim - 1))
-    scale = rows(jnp.broadcast_to(jnp.asarray(scale, jnp.float32), s.shape))
+    scale = over(jnp.broadcast_to(jnp.asarray(scale, jnp.float32), s.shape), positive)
     guided = negative + scale * (positive - negative)
     if normalization:
         square = lambda v: (v**2).sum(tuple(range(1, v.ndim)))
@@ -37,7 +38,7 @@ def guided_velocity(
         longer, zero = found > most, most == 0
         # A quotient and a root that have a gradient where a velocity is 0 too.
         share = jnp.where(longer & ~zero, most / jnp.where(longer, found, 1.0), 1.0)
-        guided = guided * rows(jnp.where(longer & zero, 0.0, jnp.sqrt(share)))
+        guided = guided * over(jnp.where(longer & zero, 0.0, jnp.sqrt(share)), guided)
     if truncation < ALWAYS:
-        guided = jnp.where(rows(1 - s > truncation), positive, guided)
+        guided = jnp.where(over(1 - s > truncation, guided), positive, guided)
     return guided

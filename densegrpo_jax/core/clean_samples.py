@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.core.sde_step import over
 
 
 class CleanSamples(NamedTuple):
@@ -57,7 +58,7 @@ def clean_samples(
     return CleanSamples(
         # Masked rows get no gradient, but the network's backward pass would multiply that 0 by a
         # latent that is not finite.
-        x0=jnp.where(mask.reshape(-1, *(1,) * (x0.ndim - 1)), x0, 0),
+        x0=jnp.where(over(mask, x0), x0, 0),
         reward=jnp.where(mask, reward, 0),
         advantage={name: jnp.where(mask, a, 0) for name, a in advantages.items()},
         mask=mask,
@@ -98,7 +99,7 @@ def noised_rows(
     draw = lambda sampler, i: jax.vmap(lambda k: sampler(jax.random.fold_in(k, i)))(keys)
     s = draw(jax.random.uniform, 0)
     noise = draw(lambda k: jax.random.normal(k, shape, samples.x0.dtype), 1)
-    wide = s.reshape(-1, *(1,) * len(shape))
+    wide = over(s, noise)
     return NoisedSamples(
         x=(1 - wide) * samples.x0 + wide * noise,
         s=s,

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from densegrpo_jax.core.schedules import Grid, settings_of
+from densegrpo_jax.core.sde_step import over
 
 _SUPPORTED = {  # no other value
     'prediction_type': 'epsilon',
@@ -148,7 +149,7 @@ def velocity_from_noise(
     table = noise_level(alphas_cumprod(config)).astype(np.float32)
 
     def velocity(z, s):
-        wide = s.reshape(-1, *(1,) * (z.ndim - 1))
+        wide = over(s, z)
         timestep = jnp.round(jnp.interp(s, table, np.arange(len(table), dtype=np.float32)))
         eps = predict_noise(z / scale(wide), timestep)
         return eps - (z - wide * eps) / (1 - wide)

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.rollout_plan import RolloutPlan
-from densegrpo_jax.core.sde_step import at_least_f32, step_std
+from densegrpo_jax.core.sde_step import at_least_f32, over, step_std
 
 PROCESS_CREDITS = ('before', 'after', 'gain')
 
@@ -67,7 +67,7 @@ class Guide:
         start, end = (jnp.broadcast_to(a, noise_level.shape) for a in (s, s_next))
         std = step_std(start, end, noise_level, kernel=kernel)
         moves = (std > 0) & jnp.isfinite(gradient).all(tuple(range(1, gradient.ndim)))
-        moves = _per_row(moves, gradient)
+        moves = over(moves, gradient)
         shift = self.shift(jnp.where(moves, gradient, 0), std, start, end)
         shift = jnp.where(moves, shift, 0)
         return shift, root_mean_square(shift) / jnp.where(std > 0, std, 1)
@@ -83,7 +83,7 @@ def reward_shift(
     their weights corrected for it (`particles.proposal_log_ratio`).
     """
     gradient, std = at_least_f32(gradient), at_least_f32(std)
-    return _per_row(std**2 / alpha, gradient) * gradient
+    return over(std**2 / alpha, gradient) * gradient
 
 
 def clip_norm(
@@ -100,7 +100,7 @@ def clip_norm(
     size = root_mean_square(gradient)
     factor = limit / jnp.where(size > 0, size, 1)
     factor = jnp.where(size > 0, factor if normalise else jnp.minimum(factor, 1), 0)
-    return _per_row(factor, gradient) * gradient
+    return over(factor, gradient) * gradient
 
 
 def spsa(
@@ -126,7 +126,7 @@ def spsa(
 
     def one(total, u):
         slope = (reward(x + h * u) - reward(x - h * u)) / (2 * h)
-        return total + _per_row(slope, u) * u, None
+        return total + over(slope, u) * u, None
 
     directions = at_least_f32(directions)
     total, _ = jax.lax.scan(one, jnp.zeros_like(x), directions)
@@ -187,8 +187,3 @@ def root_mean_square(x: Float[ArrayLike, 'B *latent']) -> Float[Array, 'B']:
     """Over the elements of each row; its gradient is not asked for."""
     x = at_least_f32(x)
     return jnp.sqrt(jnp.mean(x**2, tuple(range(1, x.ndim))))
-
-
-def _per_row(values, x):
-    """values [B] as [B, 1, ...], which broadcasts against x."""
-    return values.reshape(values.shape + (1,) * (jnp.ndim(x) - 1))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from densegrpo_jax.core.sde_step import over
+
 ADVANTAGE = 5.0  # the advantages that are certain: r is 0 at -5 and 1 at 5
 FLOOR = 1e-5  # under the mean absolute error that a square is divided by
 
@@ -48,7 +50,7 @@ def nft_terms(
     """
     v, v_old, x, s, x0 = map(jnp.asarray, (v, jax.lax.stop_gradient(v_old), x, s, x0))
     axes = tuple(range(1, v.ndim))
-    wide = s.reshape(-1, *(1,) * (v.ndim - 1))
+    wide = over(s, v)
 
     def distance(u):
         error = x - wide * u - x0

@@ -1,10 +1,10 @@
 """The policy: one stochastic denoising step, the same function for sampling and for re-scoring."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from densegrpo_jax.core.kernels import Kernel, as_kernel
 
@@ -81,11 +81,11 @@ def sde_step(
     )
 
     std, taken = as_kernel(kernel).coefficients(s, s_next, noise_level)
-    mean = x + _over(s_next - s, x) * velocity - _over(taken, x) * (x + _over(1 - s, x) * velocity)
+    mean = x + over(s_next - s, x) * velocity - over(taken, x) * (x + over(1 - s, x) * velocity)
     x_next = at_least_f32(given)
     if sample is None:
         centre = mean if shift is None else mean + shift
-        x_next = centre + _over(std, x) * x_next
+        x_next = centre + over(std, x) * x_next
     element_mean, constant = _log_prob_parts(x_next, mean, std, log_prob)
     return StepOutput(x_next, mean, std, jnp.where(std > 0, element_mean + constant, 0.0))
 
@@ -111,7 +111,7 @@ def guided_shift(
         jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level)
     )
     _, taken = as_kernel(kernel).coefficients(s, s_next, noise_level)
-    return _over(s_next - s - taken * (1 - s), x) * (guided - velocity)
+    return over(s_next - s - taken * (1 - s), x) * (guided - velocity)
 
 
 def step_std(
@@ -160,19 +160,19 @@ def _log_prob_parts(sample, mean, std, log_prob):
     axes = tuple(range(1, sample.ndim))
     safe_std = jnp.where(std > 0, std, 1)
     if log_prob == 'gaussian':
-        z = (sample - mean) / _over(safe_std, sample)
+        z = (sample - mean) / over(safe_std, sample)
         return -0.5 * jnp.mean(z**2 - 1, axes), -0.5 - jnp.log(safe_std) - 0.5 * math.log(
             2 * math.pi
         )
     if log_prob == 'unscaled':
         variance = safe_std**2
-        return -jnp.mean((sample - mean) ** 2 - _over(variance, sample), axes), -variance
+        return -jnp.mean((sample - mean) ** 2 - over(variance, sample), axes), -variance
     raise ValueError(f'unknown log_prob {log_prob!r}; expected one of {LOG_PROBS}')
 
 
-def _over(per_sample, x):
-    """[B] -> [B, 1, ...] so that it broadcasts against x [B, ...]."""
-    return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1))
+def over(per_sample: Shaped[Any, 'B'], x: Shaped[Any, 'B *rest']) -> Shaped[Any, 'B *ones']:
+    """A number for each sample as [B, 1, ...], which broadcasts against x [B, ...]."""
+    return per_sample.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def at_least_f32(a: ArrayLike) -> Array:

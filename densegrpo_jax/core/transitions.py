@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.core.sde_step import over
 
 OUTCOME = 'outcome'  # the name of the advantage that comes from the reward of the images
 PROCESS = 'process'  # of the one that comes from a process reward, a reward of noisy latents
@@ -80,7 +81,7 @@ def transitions(
         # Masked rows get no gradient, but the network's backward pass would multiply that 0 by a
         # latent that is not finite.
         x = x.reshape(-1, *x.shape[2:])
-        return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+        return jnp.where(over(mask, x), x, 0)
 
     rows_of = lambda column: (np if chosen is None else jnp).array(column)[trained]
     return Transitions(

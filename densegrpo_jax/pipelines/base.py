@@ -307,11 +307,8 @@ class Pipeline:
           both: with `negative`, the function returns the pair (prediction of the prompt alone,
             guided prediction).
         """
-        base, adapters = (
-            (policy, None)
-            if policy is not None and self.transformer.lora is None
-            else (base, policy)
-        )
+        whole = policy is not None and self.transformer.lora is None
+        base, adapters = (policy, None) if whole else (base, policy)
         if negative is None:
             return self.network_fn(base, adapters, conditioning, guidance, height, width)
         # Both predictions in one call: one body to compile, and larger products.

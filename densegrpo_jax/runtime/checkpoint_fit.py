@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
 from densegrpo_jax.runtime.flat_state import flatten
 from densegrpo_jax.runtime.trees import Difference
 
 Differences = Callable[[Mapping, Mapping], Sequence[Difference]]
-
-
-class CheckpointMismatch(ValueError):
-    """The checkpoint is intact, but belongs to another model or configuration."""
 
 
 def check_fit(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import json
 import logging as system_logging
-import os
 import pathlib
 import shutil
 import sys
@@ -28,6 +26,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from densegrpo_jax.runtime import paths
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointUnreadable, brief
 from densegrpo_jax.runtime.files import may_pass
 from densegrpo_jax.runtime.hosts import Hosts
 
@@ -45,10 +44,6 @@ def sealed(document: Mapping) -> dict:
     content = {key: value for key, value in document.items() if key != SEAL}
     text = json.dumps(content, sort_keys=True)
     return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-
-class CheckpointUnreadable(OSError):
-    """The disk or the network failed during the read of a checkpoint; it may be intact."""
 
 
 class Store:
@@ -211,27 +206,6 @@ class Store:
                     '%s could not be read; next try in %g s: %s', path, PAUSE, brief(error)
                 )
                 time.sleep(PAUSE)
-
-
-def brief(error: BaseException, limit: int = 240) -> str:
-    """Start and end of the first line of the innermost cause: tensorstore's first line is long, and
-    pages follow it.
-    """
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = (str(error).strip().splitlines() or [''])[0].rstrip('.')
-    if len(text) > limit:
-        text = f'{text[: limit // 2]} ... {text[-limit // 2 :]}'
-    return f'{type(error).__name__}: {text}'
-
-
-def way_out(error: BaseException) -> str:
-    """What to do about a failed write."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if os.strerror(errno.EFBIG) in str(error):
-        return 'Raise the limit on the size of files (ulimit -f)'
-    return 'Make room or mend the disk'
 
 
 class _LiteralPath(gpath.PosixGPath):

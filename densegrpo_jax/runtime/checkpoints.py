@@ -5,7 +5,6 @@ Beside it lies a JSON document: the caller's ``meta``, the shapes and digests of
 fingerprint of the model, the score.
 """
 
-import contextlib
 import json
 import pathlib
 import sys
@@ -16,38 +15,20 @@ import jax
 from absl import logging
 
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences, check_fit, some
-from densegrpo_jax.runtime.checkpoint_store import (
-    DOCUMENT,
-    STEP,
-    CheckpointUnreadable,
-    Store,
+from densegrpo_jax.runtime.checkpoint_errors import (
+    NOT_DAMAGE,
+    CheckpointDamaged,
     brief,
-    sealed,
-    way_out,
+    reading,
+    writing,
 )
+from densegrpo_jax.runtime.checkpoint_fit import Differences, check_fit, some
+from densegrpo_jax.runtime.checkpoint_scores import Scores
+from densegrpo_jax.runtime.checkpoint_store import DOCUMENT, STEP, Store, sealed
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
-from densegrpo_jax.runtime.hosts import Hosts, OtherProcessFailed, Preempted
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.trees import differing, json_value
-
-# Failures that do not concern the stored bytes: never a reason to skip a checkpoint.
-_NOT_CORRUPTION = (
-    MemoryError,
-    PermissionError,
-    jax.errors.JaxRuntimeError,
-    OtherProcessFailed,
-    Preempted,
-)
-_NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, *_NOT_CORRUPTION)
-
-
-class CheckpointDamaged(ValueError):
-    """The checkpoint is not what was saved. why: how it shows, in a few words."""
-
-    def __init__(self, where: str, why: str):
-        super().__init__(f'{where} is damaged: {why}. Use another checkpoint of the run')
-        self.why = why
 
 
 class Restored(NamedTuple):
@@ -107,25 +88,11 @@ class Checkpoints:
         self._differences = differences
         self._max_to_keep, self._pinned = max_to_keep, tuple(pinned)
         self._read_only, self._hosts = read_only, hosts or Hosts()
-        self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, brief)
+        self._agreement = Agreement(self._hosts, 'checkpoints', NOT_DAMAGE, brief)
         self._saving: _Saving | None = None
         self._prepared = None, {}  # a state and its digests
         self._store = Store(self.directory, self._hosts, read_only)
-        self._unscored = set()  # steps whose score could not be read
-        self._scores = {}
-        for step in self.steps():
-            try:
-                self._note_score(step, self._store.document(step)['score'])
-            except Exception as error:  # restoring handles the damage
-                self._unscored.add(step)
-                logging.warning(
-                    'The score of the checkpoint of step %d is unknown, so it is kept: %s',
-                    step,
-                    brief(error),
-                )
-        scores, unscored = self._agreement.poll([self._scores, sorted(self._unscored)])[0]
-        self._scores = {int(step): score for step, score in scores.items()}
-        self._unscored = set(unscored)
+        self._scores = Scores(self._store, self._agreement)
 
     # Saving
 
@@ -180,7 +147,7 @@ class Checkpoints:
         written = json.dumps(document)  # before anything is written: meta must be JSON
         self.wait_until_finished()
         shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
-        with self._explained(step):
+        with writing(self.directory, step):
             self._store.begin(step, flat, document)
         self._saving = _Saving(step, document['score'], shapes, written)
 
@@ -207,16 +174,16 @@ class Checkpoints:
         # The same steps in all processes: a network folder may show each a different list.
         for step in self._agreement.poll(self.steps())[0]:
             wanted = json_value(score(step))
-            if step not in self._unscored and wanted != self._scores.get(step):
+            if self._scores.differs(step, wanted):
                 self._rewrite(step, {'score': wanted})
 
     def _rewrite(self, step: int, changes: Mapping) -> None:
         """Replaces fields of a checkpoint's document, the score among them."""
-        with self._explained(step), self._agreement.alike():
+        with writing(self.directory, step), self._agreement.alike():
             if self._hosts.primary:
                 document = sealed(self._store.document(step) | changes)
                 replace_file(self.directory / str(step) / 'meta' / DOCUMENT, json.dumps(document))
-        self._note_score(step, changes['score'])
+        self._scores.note(step, changes['score'])
 
     def wait_until_finished(self) -> None:
         """Returns once the running save is complete and opened, and older checkpoints are removed.
@@ -228,10 +195,10 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is None:
             return
-        with self._explained(saving.step):
+        with writing(self.directory, saving.step):
             self._store.wait()
             self._verify(saving)
-            self._note_score(saving.step, saving.score)
+            self._scores.note(saving.step, saving.score)
             self._remove_old()
 
     def _verify(self, saving: _Saving) -> None:
@@ -243,7 +210,7 @@ class Checkpoints:
                 if self._hosts.primary and document != saving.document:
                     raise ValueError('its document is not the one that was saved')
                 self._store.open(saving.step, saving.shapes)
-        except _NOT_DAMAGE:
+        except NOT_DAMAGE:
             raise
         except Exception as error:
             self._set_aside(saving.step)
@@ -258,7 +225,12 @@ class Checkpoints:
         come later (`amend`) or be unreadable.
         """
         steps = self.steps()
-        kept = {*steps[-self._max_to_keep :], self._best(steps), *self._pinned, *self._unscored}
+        kept = {
+            *steps[-self._max_to_keep :],
+            self._scores.best(steps),
+            *self._pinned,
+            *self._scores.unknown,
+        }
         # Those that the primary process names, as in `rescore`.
         doomed = self._agreement.poll([step for step in steps if step not in kept])[0]
         if not doomed:
@@ -286,7 +258,7 @@ class Checkpoints:
             if self._hosts.count == 1:
                 self.wait_until_finished()
             elif self._saving is not None:  # only all processes together could verify it
-                with self._explained(self._saving.step):
+                with writing(self.directory, self._saving.step):
                     self._store.wait()
         except OSError as error:
             logging.error('%s', error)  # the exception already raised is the one to show
@@ -308,7 +280,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the best scored checkpoint (the later of equals), None if none has a score."""
-        return self._best(self.steps())
+        return self._scores.best(self.steps())
 
     def meta(self, step: int) -> dict:
         """The JSON document given to ``save``, without reading any array."""
@@ -365,24 +337,28 @@ class Checkpoints:
           CheckpointDamaged: it is not what was saved.
           CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed: as in `restore_latest`.
         """
-        with self._damage_named(step):
-            return self._restore(step, abstract_state, partial)
+        with reading(self._name(step)):
+            with self._agreement.alike():
+                document = self._fitting(step, abstract_state, partial)
+                flat = {name: abstract(leaf) for name, leaf in flatten(abstract_state).items()}
+                arrays = self._store.arrays(step, flat, partial)
+            # all processes together
+            digests = jax.device_get({name: digest(leaf) for name, leaf in arrays.items()})
+            with self._agreement.alike():
+                saved = document['digests']
+                wrong = [name for name, value in digests.items() if int(value) != saved[name]]
+                if wrong:
+                    raise ValueError(f'the bytes of {some(wrong)} are not those that were saved')
+            leaves = [arrays[name] for name in flat]
+            state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+            return Restored(state, document['meta'], step)
 
     def check(self, step: int, abstract_state, *, partial: bool = False) -> dict:
         """The fingerprint that the checkpoint was saved with. Raises the errors of `restore` that
         show without reading any array.
         """
-        with self._damage_named(step):
+        with reading(self._name(step)):
             return self._fitting(step, abstract_state, partial)['fingerprint']
-
-    @contextlib.contextmanager
-    def _damage_named(self, step: int):
-        try:
-            yield
-        except _NOT_DAMAGE:
-            raise
-        except Exception as error:
-            raise CheckpointDamaged(self._name(step), brief(error)) from None
 
     def _name(self, step: int) -> str:
         return f'The checkpoint of step {step} in {self.directory}'
@@ -400,35 +376,7 @@ class Checkpoints:
         )
         return document
 
-    def _restore(self, step: int, abstract_state, partial: bool) -> Restored:
-        with self._agreement.alike():
-            document = self._fitting(step, abstract_state, partial)
-            flat = {name: abstract(leaf) for name, leaf in flatten(abstract_state).items()}
-            arrays = self._store.arrays(step, flat, partial)
-        # all processes together
-        digests = jax.device_get({name: digest(leaf) for name, leaf in arrays.items()})
-        with self._agreement.alike():
-            wrong = [
-                name for name, value in digests.items() if int(value) != document['digests'][name]
-            ]
-            if wrong:
-                raise ValueError(f'the bytes of {some(wrong)} are not those that were saved')
-        leaves = [arrays[name] for name in flat]
-        return Restored(
-            jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), document['meta'], step
-        )
-
     # Inside
-
-    def _note_score(self, step: int, score: float | None) -> None:
-        self._scores.pop(step, None)
-        self._unscored.discard(step)
-        if score is not None:
-            self._scores[step] = score
-
-    def _best(self, steps) -> int | None:
-        scored = [step for step in sorted(steps, reverse=True) if step in self._scores]
-        return max(scored, key=self._scores.get, default=None)
 
     def _set_aside(self, step: int) -> None:
         if self._read_only:
@@ -445,24 +393,4 @@ class Checkpoints:
                 (self.directory / str(step)).rename(target)
                 logging.error('The damaged checkpoint of step %d was moved to %s.', step, target)
         self._store.reload()
-        self._note_score(step, None)
-
-    @contextlib.contextmanager
-    def _explained(self, step: int):
-        """Turns any failure to write into one OSError that says which checkpoints are left."""
-        try:
-            yield
-        except (KeyboardInterrupt, *_NOT_CORRUPTION):
-            raise
-        except Exception as error:
-            on_disk = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
-            left, then = (
-                (f'The last complete one is of step {max(on_disk)}', 'it continues from there')
-                if on_disk
-                else ('There is no earlier one', 'it begins anew')
-            )
-            raise OSError(
-                f'The checkpoint of step {step} could not be written to {self.directory}: '
-                f'{brief(error)}. {left}. {way_out(error)}, then run the same command '
-                f'again: {then}.'
-            ) from None
+        self._scores.note(step, None)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config.guide_keys import drifts
 from densegrpo_jax.core.guide import Guide, clip_norm, process_states, reward_shift, spsa
+from densegrpo_jax.core.sde_step import over
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.pipelines.inside import hidden_fn
 from densegrpo_jax.rewards.composite import CompositeReward
@@ -62,14 +63,13 @@ def guide_maker(
     m, g, group = config.model, config.guide, config.rollout.group
     size, source = (m.height, m.width), config.guide.source
     pixels = m.height * m.width
-    over = lambda rows, x: rows.reshape(-1, *(1,) * (x.ndim - 1))
 
     def shift(gradient, std, s, s_next):
         if g.normalise or g.clip:
             gradient = clip_norm(gradient, g.clip or 1.0, normalise=g.normalise)
         if g.share < 1:
             first = np.arange(len(std)) % group < math.ceil(g.share * group)
-            gradient = jnp.where(first.reshape(-1, *(1,) * (gradient.ndim - 1)), gradient, 0)
+            gradient = jnp.where(over(first, gradient), gradient, 0)
         if g.rate:
             return reward_shift(gradient, jnp.sqrt(s - s_next), 1 / g.rate)
         return reward_shift(gradient, std, 1 / g.scale)

@@ -19,6 +19,7 @@ from densegrpo_jax.core.guide import Guide
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.rollout import Rollout, run_plan
 from densegrpo_jax.core.rollout_plan import RolloutPlan
+from densegrpo_jax.core.sde_step import over
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated, rows_over
 from densegrpo_jax.sampling.policy import policy_velocity
@@ -215,7 +216,7 @@ def make_rollout(
         )
         latents = result.completions
         if ends is not None:
-            latents = latents * ends.reshape(-1, *(1,) * (latents.ndim - 1))
+            latents = latents * over(ends, latents)
         # Only the sample is read once they are images; kept to the update, they are gigabytes.
         result = dataclasses.replace(result, completions=result.completions[-1:])
         return result, *decode_few(pipeline, params, latents, m.height, m.width, mesh)

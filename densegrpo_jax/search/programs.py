@@ -18,7 +18,7 @@ from densegrpo_jax.core.particles import (
     proposal_log_ratio,
     resample,
 )
-from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.core.sde_step import over, sde_step
 
 
 @jax.jit
@@ -64,7 +64,7 @@ def guided(x, v, s, s_next, level, noise, gradient, scale, *, kernel):
     """
     plain = _moved(x, v, s, s_next, level, noise, kernel)
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-    variance = (plain.std**2).reshape(-1, *[1] * (plain.mean.ndim - 1))
+    variance = over(plain.std**2, plain.mean)
     shift = variance * scale * _rows(gradient)
     x_next = plain.sample + shift
     ratio = proposal_log_ratio(x_next, plain.mean, plain.std, shift)

@@ -12,9 +12,13 @@ from collections.abc import Mapping
 from absl import logging
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences
-from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
-from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
+from densegrpo_jax.runtime.checkpoint_errors import (
+    CheckpointDamaged,
+    CheckpointMismatch,
+    CheckpointUnreadable,
+)
+from densegrpo_jax.runtime.checkpoint_fit import Differences
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.trees import Difference
 from densegrpo_jax.sampling.conditioning import content_hash

@@ -9,7 +9,7 @@ observations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,10 @@ def bootstrap(statistic: Callable[[np.ndarray], float], prompts: int, draws: int
     return np.full(2, np.nan) if np.isnan(values).all() else np.nanpercentile(values, (2.5, 97.5))
 
 
+def _mean(values: Iterable[float]) -> float:
+    return finite_mean(np.array([*values]))
+
+
 def _interval(
     name: str, statistic: Callable[[np.ndarray], float], prompts: int
 ) -> dict[str, float]:
@@ -84,18 +88,10 @@ def _compare(
     """Rank correlations of pairs of [P, G], overall (NAME) and within groups (group_NAME), as means
     over the pairs.
     """
-    prompts, within = (
-        len(reference[0]),
-        np.stack([group_correlations(x, y) for x, y in zip(predicted, reference)]),
-    )
-    overall = lambda drawn: finite_mean(
-        np.array(
-            [correlation(x[drawn].ravel(), y[drawn].ravel()) for x, y in zip(predicted, reference)]
-        )
-    )
-    grouped = lambda drawn: finite_mean(
-        np.array([finite_mean(of_pair[drawn]) for of_pair in within])
-    )
+    pairs, prompts = list(zip(predicted, reference)), len(reference[0])
+    within = [group_correlations(x, y) for x, y in pairs]
+    overall = lambda drawn: _mean(correlation(x[drawn].ravel(), y[drawn].ravel()) for x, y in pairs)
+    grouped = lambda drawn: _mean(finite_mean(of_pair[drawn]) for of_pair in within)
     return {**_interval(name, overall, prompts), **_interval(f'group_{name}', grouped, prompts)}
 
 
@@ -235,9 +231,8 @@ def bias_rows(
         )
         each = np.moveaxis(others, -1, 0)
         pearson = lambda x, y: correlation(x.ravel(), y.ravel(), ranks=False)
-        against = lambda drawn, of: finite_mean(
-            np.array([pearson(x[drawn], y[drawn]) for x, y in zip(of, each)])
-        )
+        against = lambda drawn, of: _mean(pearson(x[drawn], y[drawn]) for x, y in zip(of, each))
+        everyone = np.arange(prompts)
         rows.append(
             {
                 'state': k,
@@ -257,9 +252,7 @@ def bias_rows(
                     prompts,
                 ),
                 **_interval('gain_std', spread, prompts),
-                'bias_to_gain': within(np.arange(prompts)) / spread(np.arange(prompts))
-                if spread(np.arange(prompts))
-                else float('nan'),
+                'bias_to_gain': within(everyone) / (spread(everyone) or float('nan')),
                 **_interval(
                     'value_correlation',
                     lambda drawn: against(drawn, [values[k]] * len(each)),
@@ -321,29 +314,20 @@ class _Advantages:
     def _reliability(self, name, k: int, drawn) -> float:
         """Correlation of the measured A with A."""
         true, free = self._sums[name][2][k][drawn].sum(), self._free[k][drawn].sum()
-        return (
-            _root(1 - free * finite_mean(self._noise[k][drawn]) / true)
-            if true > 0
-            else float('nan')
-        )
+        if not true > 0:
+            return float('nan')
+        return _root(1 - free * finite_mean(self._noise[k][drawn]) / true)
 
     def _error(self, name, k: int, drawn) -> float:
-        (cross, own, true), free = (
-            (s[k][drawn].sum() for s in self._sums[name]),
-            self._free[k][drawn].sum(),
-        )
-        return (
-            float((own - 2 * cross + true) / free - finite_mean(self._noise[k][drawn]))
-            if free
-            else float('nan')
-        )
+        cross, own, true = (s[k][drawn].sum() for s in self._sums[name])
+        free = self._free[k][drawn].sum()
+        if not free:
+            return float('nan')
+        return float((own - 2 * cross + true) / free - finite_mean(self._noise[k][drawn]))
 
     def _best(self, steps: list[int], drawn) -> float:
         found = np.array(
-            [
-                finite_mean(np.array([self._correlation(lam, k, drawn) for k in steps]))
-                for lam in _FINE.tolist()
-            ]
+            [_mean(self._correlation(lam, k, drawn) for k in steps) for lam in _FINE.tolist()]
         )
         # in the last transition there is no lambda
         return float('nan') if not np.ptp(found) > 1e-9 else float(_FINE[np.argmax(found)])
@@ -351,26 +335,15 @@ class _Advantages:
     def columns(self, steps: list[int]) -> dict[str, float]:
         """Columns of transitions `steps`, averaged over them."""
         prompts = self._free.shape[1]
-        result = {
-            'advantage_reliability': finite_mean(
-                np.array([self._reliability(0.0, k, np.arange(prompts)) for k in steps])
-            )
-        }
+        mean = lambda of, name, drawn: _mean(of(name, k, drawn) for k in steps)
+        everyone = np.arange(prompts)
+        result = {'advantage_reliability': mean(self._reliability, 0.0, everyone)}
         for name in (*LAMBDAS, 'sparse'):
             label = name if name == 'sparse' else f'{name:g}'
-            mean = lambda drawn, of, name=name: finite_mean(
-                np.array([of(name, k, drawn) for k in steps])
-            )
-            result |= _interval(
-                f'advantage_correlation_{label}',
-                lambda drawn: mean(drawn, self._correlation),
-                prompts,
-            )
-            result[f'advantage_error_{label}'] = mean(np.arange(prompts), self._error)
-        return {
-            **result,
-            **_interval('best_lambda', lambda drawn: self._best(steps, drawn), prompts),
-        }
+            of_drawn = lambda drawn: mean(self._correlation, name, drawn)
+            result |= _interval(f'advantage_correlation_{label}', of_drawn, prompts)
+            result[f'advantage_error_{label}'] = mean(self._error, name, everyone)
+        return result | _interval('best_lambda', lambda drawn: self._best(steps, drawn), prompts)
 
 
 def gae(values: np.ndarray, lam: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from densegrpo_jax.runtime import checkpoints as checkpoints_module
 from densegrpo_jax.runtime import mesh as mesh_lib
-from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from tests.fake_hosts import on_hosts
 from tests.runtime.states import abstract_of, assert_bits_equal, make_state, save_steps

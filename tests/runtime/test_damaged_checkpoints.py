@@ -15,8 +15,8 @@ import pytest
 from jax.experimental import multihost_utils
 
 from densegrpo_jax.runtime import checkpoint_store
-from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
-from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointDamaged, CheckpointUnreadable
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.hosts import OtherProcessFailed
 from tests.fake_hosts import on_hosts
 from tests.runtime.states import assert_bits_equal, data_file, make_state, save_steps

@@ -12,7 +12,8 @@ import pytest
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.losses import LOSSES, Loss, loss_sums
 from densegrpo_jax.core.roles import moving_average, warm_decay
-from densegrpo_jax.runtime.checkpoints import CheckpointMismatch, Checkpoints
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.flat_state import flatten
 from densegrpo_jax.sampling.state import TrainState, follow_rules
 

@@ -11,7 +11,7 @@ import pytest
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.packing import pack_latents
 from densegrpo_jax.pipelines.tokenizers import build, load_tokenizers
-from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
 from densegrpo_jax.runtime.mesh import make_mesh
 from tests import miniature
 from tools.make_miniature import datasets, flow_stage, stage, text_stage, vae_stage

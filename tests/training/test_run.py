@@ -15,7 +15,7 @@ from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.rewards.remote.service import RewardService
-from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.metrics import JsonlWriter

@@ -16,8 +16,7 @@ from densegrpo_jax.pipelines.weights import content
 from densegrpo_jax.pipelines.weights.content import content_digest
 from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.runtime import outputs
-from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
-from densegrpo_jax.runtime.checkpoints import CheckpointDamaged
+from densegrpo_jax.runtime.checkpoint_errors import CheckpointDamaged, CheckpointMismatch
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import StopRequest
