@@ -19,15 +19,17 @@ import safetensors
 
 # Times, and values derived from others that are compared.
 NOT_COMPARED = re.compile(
-    r'(^|[/.])seconds([/.]|$)|(^|[/.])compile_s$|(^|[/.])config_hash$|^(digests|arrays)[.]'
+    r'(^|[/.])seconds([/.]|$)|(^|[/.])compile_s$|(^|[/.])config_hash$|^(digests|arrays)[.]|^seal$'
 )
 # Keys may come and go here: config.json of a run (not of a model), settings of records, ...
 DESCRIBES_SETTINGS = re.compile(
     r'[.:](settings|fingerprint)[.]'
     r'|^(?!.*(transformer|vae|encoder\w*|tokenizer\w*)/).*config\.json:'
 )
+# Commands name the checkout, and a report repeats what the run's other files hold.
 SKIPPED_FILES = re.compile(
-    r'(^|/)(checkpoints|tensorboard|text|compiled)/|(^|/)(lock|\.densegrpo\.json)$'
+    r'(^|/)(checkpoints|tensorboard|text|compiled|report)/'
+    r'|(^|/)(lock|\.densegrpo\.json|(newest_)?command\.txt)$'
 )
 
 

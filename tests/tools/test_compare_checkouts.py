@@ -139,7 +139,7 @@ def folder(tmp_path):
         state = {'policy/a': np.full(3, step, np.float32), 'step': np.int32(step)}
         ocp.PyTreeCheckpointer().save(checkpoint / 'state', state)
         (checkpoint / 'meta').mkdir()
-        document = {'meta': {'seconds': 1.0}, 'score': 0.5, 'digests': {'policy/a': 1}}
+        document = {'meta': {'seconds': 1.0}, 'score': 0.5, 'digests': {'policy/a': 1}, 'seal': 'a'}
         (checkpoint / 'meta' / 'metadata').write_text(json.dumps(document))
     return tmp_path / 'one'
 
@@ -158,6 +158,9 @@ def test_a_copy_is_equal_but_for_times(folder):
     other = copied(folder)
     (other / 'run' / 'metrics.jsonl').write_text('{"loss": 1.0, "seconds/update": 4, "step": 1}\n')
     (other / 'run' / 'tensorboard' / 'events').write_bytes(b'another time')
+    (other / 'run' / 'command.txt').write_text('/a/place python -m densegrpo_jax.main')
+    document = {'meta': {'seconds': 2.0}, 'score': 0.5, 'digests': {'policy/a': 1}, 'seal': 'b'}
+    (other / 'run' / 'checkpoints' / '1' / 'meta' / 'metadata').write_text(json.dumps(document))
     comparison = compared(folder, other)
     assert not comparison.differences
     assert comparison.counts == {'arrays': 3, 'rows': 1, 'files': 5}
