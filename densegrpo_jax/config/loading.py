@@ -133,6 +133,9 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
         return packaged
     close = difflib.get_close_matches(name, known, 1)
     hint = f'did you mean {close[0]!r}? ' if close else ''
+    recipe, comma, rest = argument.partition(',')
+    if comma and recipe in known:
+        hint = f'did you mean {recipe}:{rest}? '
     raise ValueError(
         f'--config={argument}: there is no recipe {name!r}; {hint}recipes: {", ".join(known)}; one '
         'of your own is named by its file'

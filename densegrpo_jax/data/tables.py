@@ -184,15 +184,17 @@ def read_parquet(paths: Sequence[str | pathlib.Path], name: str) -> Table:
       ModuleNotFoundError: pyarrow is absent.
       ValueError: a file is not Parquet (now), or is damaged (when read).
     """
+    paths = [*map(pathlib.Path, paths)]
+    for path in paths:
+        if not path.is_file():
+            raise missing(path, f'prompt file {path}')
     try:
         from pyarrow import lib, parquet
     except ImportError:
         raise ModuleNotFoundError(f'{name}: reading Parquet {NEEDS}') from None
 
     files, columns, unread = [], [], {}
-    for path in map(pathlib.Path, paths):
-        if not path.is_file():
-            raise missing(path, f'prompt file {path}')
+    for path in paths:
         try:
             files.append(parquet.ParquetFile(path))
         except (lib.ArrowException, OSError) as error:

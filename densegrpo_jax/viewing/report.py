@@ -11,6 +11,8 @@ import re
 import shutil
 from collections.abc import Sequence
 
+from absl import logging
+
 from densegrpo_jax.runtime.files import TEMPORARY, replace_file
 from densegrpo_jax.viewing.run_data import read_runs
 
@@ -57,6 +59,8 @@ def write_report(
     place = next(name for name in places if not (out / name).exists())
     try:
         for number, (run, workdir) in enumerate(zip(runs, workdirs)):
+            for what in run['damaged']:
+                logging.warning('%s: %s', workdir, what)
             run['files'] = f'{place}/{number}'
             for name in shown(run):
                 target = out / run['files'] / name

@@ -101,7 +101,8 @@ def read_run(workdir: pathlib.Path, ended: bool = False) -> dict[str, Any]:
     """
     folder = real(workdir)
     config = _config(folder)
-    rows, summary = _rows(folder), _json(folder, 'summary.json')
+    (rows, lines), summary = _rows(folder), _json(folder, 'summary.json')
+    groups, cut = _groups(folder)
     facts = facts_of(config, _value(config, 'guard.action'), summary, rows)
     state = state_of(folder, facts, ended)
     advice, command = _going_on(folder, state)
@@ -121,7 +122,12 @@ def read_run(workdir: pathlib.Path, ended: bool = False) -> dict[str, Any]:
         'series': _series(rows),
         'sheets': _by_step(folder, *SHEETS),
         'verdicts': _by_step(folder, *VERDICTS),
-        'groups': _groups(folder),
+        'groups': groups,
+        'damaged': [
+            f'{count} {what} cannot be read, and are left out'
+            for count, what in ((lines, 'lines of metrics.jsonl'), (cut, 'records in groups/'))
+            if count
+        ],
         'changes': changes(config, _json(folder, RECIPE)),
         'command': first if len(first) <= LONGEST else f'{first[:LONGEST]} …',
         'continue': command,
@@ -161,7 +167,7 @@ def _facts(folder: pathlib.Path, files: str) -> Facts:
     del files
     config = _config(folder)
     action = _value(config, 'guard.action')
-    return facts_of(config, action, _json(folder, 'summary.json'), _rows(folder))
+    return facts_of(config, action, _json(folder, 'summary.json'), _rows(folder)[0])
 
 
 def _config(folder: pathlib.Path) -> dict:
@@ -251,19 +257,22 @@ def _check_config(config: Mapping, path: pathlib.Path) -> None:
             )
 
 
-def _rows(folder: pathlib.Path) -> list[dict]:
-    """The records of the metrics with a step and numbers of the usual size; the last line may be
-    half written.
+def _rows(folder: pathlib.Path) -> tuple[list[dict], int]:
+    """The records of the metrics with a step and numbers of the usual size, and how many lines are
+    none; the last one may be half written.
     """
-    rows, path = [], inside(folder, 'metrics.jsonl')
-    for line in path.read_bytes().splitlines() if path else ():
+    rows, damaged, path = [], 0, inside(folder, 'metrics.jsonl')
+    lines = path.read_bytes().splitlines() if path else []
+    for number, line in enumerate(lines, 1):
         try:
             row = renamed('metrics', parse_json(line.decode(), str(path)))
             if type(row.get('step')) is int and finite(row['step']):
                 rows.append({name: value for name, value in row.items() if finite(value)})
-        except ValueError:
-            continue
-    return rows
+                continue
+        except (AttributeError, ValueError):  # no text, no JSON, no mapping
+            pass
+        damaged += number < len(lines)
+    return rows, damaged
 
 
 def _series(rows: Sequence[Mapping]) -> dict[str, list[list]]:
@@ -330,19 +339,20 @@ def _by_step(folder: pathlib.Path, within: str, named: re.Pattern) -> list[dict]
     ]
 
 
-def _groups(folder: pathlib.Path) -> list[dict]:
-    """The groups on record whose image is there, in order."""
-    found = []
+def _groups(folder: pathlib.Path) -> tuple[list[dict], int]:
+    """The groups on record whose image is there, in order, and how many records are none."""
+    found, damaged = [], 0
     for path in sorted((folder / 'groups').glob('step_*.json')):
         name = f'groups/{path.name}'
-        described = _json(folder, name) if GROUP.fullmatch(path.name) else None
-        image = _picture(folder, f'groups/{path.stem}.webp')
-        if described is None or image is None:
+        if not GROUP.fullmatch(path.name):
             continue
+        described, image = _json(folder, name), _picture(folder, f'groups/{path.stem}.webp')
         try:
             group = shaped(described, GROUP_FORM, str(path))
         except ValueError:
-            continue
-        if group['samples'] and group['columns'] and len(group['cell']) == 2:
+            group = {}
+        if image and group and group['samples'] and group['columns'] and len(group['cell']) == 2:
             found.append(group | image)
-    return found
+        else:
+            damaged += 1
+    return found, damaged

@@ -67,6 +67,7 @@ def test_the_config_of_a_run_makes_the_same_run(tmp_path, recipe):
         ('', 'expected keys with their values'),
         ('a: [1', 'line '),
         ('1: 2', '1 is no name of a key'),
+        ('recipe: tiny_ocr,method=nft', 'did you mean tiny_ocr:method=nft?'),
         ('recipe: tiny_orc', "there is no recipe 'tiny_orc'; did you mean 'tiny_ocr'?"),
         ('recipe: 3', 'recipe: expected a name such as flux_ocr:devices=8, not 3'),
         ('credit.completion_solver: heun', 'this key was removed'),

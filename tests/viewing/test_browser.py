@@ -238,6 +238,16 @@ def test_texts_have_contrast(page, report, scheme):
     assert (ground == 'rgb(255, 255, 255)') == (scheme == 'light')
 
 
+def test_a_score_without_its_error_keeps_the_bars_of_the_others(page, tmp_path):
+    run = make_run(tmp_path / 'run')
+    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    del next(row for row in reversed(rows) if 'eval/total' in row)['eval/standard_error']
+    (run / 'metrics.jsonl').write_text('\n'.join(['damaged', *map(json.dumps, rows)]))
+    driver = page(write_report(tmp_path / 'out', [run]).as_uri())
+    until(lambda: driver.find_elements(By.CSS_SELECTOR, '#plot-0 .errorbars path'))
+    assert '1 lines of metrics.jsonl cannot be read' in text(driver, '#runs')
+
+
 def test_a_phone_scrolls_only_up_and_down(page, report):
     driver = page(report, size=PHONE)
     until(lambda: driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg'))

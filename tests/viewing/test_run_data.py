@@ -174,6 +174,20 @@ def test_a_picture_that_is_made_anew_is_another_one(tmp_path, name):
     assert sorted(before) != sorted(of()) and 7000 in of()
 
 
+def test_what_is_damaged_is_counted(tmp_path):
+    folder = make_run(tmp_path / 'run')
+    assert read_run(folder)['damaged'] == []
+    with open(folder / 'metrics.jsonl', 'a') as file:
+        file.write('garbage\nnull\n{"step": 4, "half')  # the last may be written just now
+    (folder / 'groups/step_000002_0.json').write_text('{"broken')
+    run = read_run(folder)
+    assert run['damaged'] == [
+        '2 lines of metrics.jsonl cannot be read, and are left out',
+        '1 records in groups/ cannot be read, and are left out',
+    ]
+    assert [group['step'] for group in run['groups']] == [4]
+
+
 def test_a_configuration_out_of_the_folder_or_damaged_is_said(tmp_path):
     folder = make_run(tmp_path / 'run')
     config = folder / 'config.json'

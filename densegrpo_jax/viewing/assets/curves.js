@@ -98,8 +98,11 @@ function traces(runs, quantities, error) {
           showlegend: names.length > 0,
         };
         const errors = error && run.series[error];
-        if (errors && errors[1].length === points[1].length) {
-          made.error_y = { type: 'data', array: errors[1], visible: true, thickness: 1 };
+        if (errors) {
+          // a score or an error that is not finite is in no series
+          const of = new Map(errors[0].map((step, at) => [step, errors[1][at]]));
+          const array = points[0].map((step) => of.get(step) ?? 0);
+          made.error_y = { type: 'data', array, visible: true, thickness: 1 };
         }
         return made;
       }),

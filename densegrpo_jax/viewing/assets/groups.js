@@ -264,7 +264,7 @@ function showGroups(runs) {
   const box = document.getElementById('viewer');
   const having = runs.filter((run) => run.groups.length);
   if (!having.length) {
-    return box.replaceChildren('No group on record (eval.groups=0, or no update yet).');
+    return box.replaceChildren('No group on record that can be read (eval.groups=0, or no update yet).');
   }
   const run = having[Math.min(groupState.run, having.length - 1)];
   const again = (change) => (value) => {

@@ -58,6 +58,9 @@ function showRuns(runs) {
         ),
         fact('folder', run.folder),
       ),
+      run.damaged.length
+        ? element('div', { className: 'facts' }, fact('damaged files:', run.damaged.join('; ')))
+        : null,
       run.advice
         ? element(
             'div',
