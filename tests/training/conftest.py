@@ -1,17 +1,10 @@
-"""What tests of training share: a folder of small weights, and runs whose bits are compared."""
+"""What tests of training share: runs whose bits are compared."""
 
 import jax
 import pytest
 
 from densegrpo_jax.rewards.build import REWARDS
-from tests import miniature
 from tests.training.small_run import Brightness
-
-
-@pytest.fixture(scope='session')
-def folder(tmp_path_factory):
-    """A FLUX pipeline of a few thousand weights, which no test changes."""
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 @pytest.fixture
