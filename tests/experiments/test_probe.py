@@ -106,7 +106,7 @@ def test_the_bias_of_completions(whole, tmp_path):
     assert drawn('bias', bias, tmp_path)
 
 
-# What completions cost is tested in tests/core/test_rollout.py.
+# What completions cost is tested in tests/core/test_rollout_cost.py.
 @pytest.mark.slow
 def test_the_cost_of_completions(whole, tmp_path):
     tables, _ = whole
