@@ -48,6 +48,14 @@ def own_context():
     contexts.renew()
 
 
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory):
+    """A FLUX pipeline of a few thousand weights, which no test changes."""
+    from tests import miniature
+
+    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
+
+
 # Tracing makes many objects that live on; to look through them again and again takes a twentieth.
 gc.set_threshold(200_000, 20, 100)
 

@@ -129,12 +129,12 @@ def test_the_parts_of_a_family_are_listed():
     assert listed <= of(Pipeline) | {*dir(Pipeline), *dir(Network), *dir(sd3)}
 
 
-def test_a_family_is_asked_for_all_that_shared_code_needs(tmp_path, monkeypatch):
+def test_a_family_is_asked_for_all_that_shared_code_needs(folder, tmp_path, monkeypatch):
     """Its layers have names that no other family has. The one line that is not its own is that of
     the registry.
     """
     monkeypatch.setitem(pipeline_folder.PIPELINES, 'PlainPipeline', own_family.PlainPipeline)
-    flux = pipeline_folder.open_pipeline(miniature.random_flux(tmp_path / 'flux'), text_length=16)
+    flux = pipeline_folder.open_pipeline(folder, text_length=16)
     transformer = dict(
         _class_name=own_family.NETWORK, joint_attention_dim=16, pooled_projection_dim=16
     )

@@ -12,18 +12,16 @@ from PIL import Image
 from configs import tiny_ocr
 from densegrpo_jax.calibration import loop as calibration
 from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import noise, session
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.run import run as train
-from tests import miniature
 from tests.fake_hosts import on_hosts
 from tests.meshes import data_mesh, one_device
 from tests.programs import shared_programs  # noqa: F401
-from tests.training.small_run import OVERRIDES, Brightness
+from tests.training.small_run import OVERRIDES
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
@@ -40,16 +38,6 @@ SMALL = {
 }
 SIGMAS = np.float32([1, 0.8, 0.5, 0])
 MASKS = step_masks(SIGMAS)  # trained: the first two
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
-@pytest.fixture(autouse=True)
-def brightness(monkeypatch):
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
 
 
 @pytest.fixture(scope='module')

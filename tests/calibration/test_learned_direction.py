@@ -10,7 +10,6 @@ from densegrpo_jax.core.direction import guided_text
 from densegrpo_jax.rewards.directional import read_direction
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run as train
-from tests import miniature
 from tests.closed_forms import orthogonal_optimum
 from tests.meshes import data_mesh, one_device
 
@@ -63,11 +62,11 @@ def test_no_direction_is_the_result_where_none_helps():
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
+def config(folder):
     c = tiny_scene.get_config()
     c.update_from_flattened_dict(
         {
-            'model.path': str(miniature.random_flux(tmp_path_factory.mktemp('flux'))),
+            'model.path': str(folder),
             'model.height': 32,
             'model.width': 32,
             'full': False,

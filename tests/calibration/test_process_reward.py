@@ -9,13 +9,12 @@ from densegrpo_jax.calibration import process_reward
 from densegrpo_jax.calibration.process_reward import Rows, fit_probe
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.process_reward import read_probe
 from densegrpo_jax.sampling.session import check
 from tests import miniature
 from tests.meshes import data_mesh
-from tests.training.small_run import Brightness, make_config, one_device
+from tests.training.small_run import make_config, one_device
 
 SIGMAS = np.float32([1, 0.6, 0])
 METHOD = {
@@ -66,16 +65,6 @@ def test_equal_rewards_leave_nothing_to_fit():
     given, _ = rows()
     with pytest.raises(RewardError, match='all 120 samples have the same reward, 0.5'):
         fit_probe(given._replace(reward=np.full(120, 0.5, np.float32)), SIGMAS, (1.0,))
-
-
-@pytest.fixture(autouse=True)
-def brightness(monkeypatch):
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 def config_of(folder, **changes):

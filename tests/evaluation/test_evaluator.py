@@ -1,18 +1,17 @@
-"""Evaluations that are stopped and continue, what they keep on disk, the diversity of a group, and
-contact sheets.
+"""Evaluations that are stopped and continue, alone and by several processes, the diversity of a
+group, and the KL.
 """
 
 import concurrent.futures
 import functools
 import io
-import json
 import shutil
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.masks import step_masks
@@ -21,7 +20,6 @@ from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversit
 from densegrpo_jax.evaluation.evaluator import Evaluator, prompts_together, strip
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards import JpegReward, Scorer
-from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.stop import Preempted
 from densegrpo_jax.sampling import noise
@@ -319,92 +317,3 @@ def test_a_stop_in_the_last_wait_for_the_kl_ends_all_processes(monkeypatch):
         return divergence(np.float32(0.2), None, 'x')
 
     assert [type(end) for end in on_hosts(measured)] == [Preempted, Preempted]
-
-
-def test_records_of_other_settings_are_refused(tmp_path):
-    record = Record(tmp_path, {'seed': 1, 'reward': {'ocr': {'mode': 'detect'}}})
-    record.put('base', 'eval', 4, {'total': 0.5, 'clip': np.nan})
-    record.put('base', 'eval', 4, {'kl': 0.25})
-    with open(tmp_path / 'scores.jsonl', 'a') as file:
-        file.write('{"policy": "base", "set": "ev')  # the process was killed here
-    again = Record(tmp_path, {'seed': 1, 'reward': {'ocr': {'mode': 'detect'}}})
-    row = again.get('base', 'eval', 4)
-    assert (
-        row['total'] == 0.5
-        and np.isnan(row['clip'])
-        and row['kl'] == 0.25
-        and again.get('step 1 x', 'eval', 4) == {}
-    )
-    again.put('base', 'eval', 5, {'total': 1.0})
-    assert all(json.loads(line) for line in (tmp_path / 'scores.jsonl').read_text().splitlines())
-    with pytest.raises(
-        ValueError, match=r"reward.ocr.mode: 'detect', now 'recognise'.*--out.*--restart"
-    ):
-        Record(tmp_path, {'seed': 1, 'reward': {'ocr': {'mode': 'recognise'}}})
-    assert Record(tmp_path, {'seed': 2}, restart=True).get('base', 'eval', 4) == {}
-    Record(tmp_path, {'seed': 2})
-    # scores by code that was changed since are no scores, also when it is opened once more
-    Record(tmp_path, {'seed': 2, 'code': 'old'}, restart=True).put(
-        'base', 'eval', 4, {'total': 0.5}
-    )
-    with_code = lambda code: Record(tmp_path, {'seed': 2, 'code': code}, differences=lambda *_: [])
-    assert with_code('new').get('base', 'eval', 4) == {}
-    with_code('new').put('base', 'eval', 4, {'total': 0.25})
-    assert with_code('new').get('base', 'eval', 4) == {'total': 0.25}
-    assert with_code('newer').get('base', 'eval', 4) == {}
-
-
-def test_images_of_an_earlier_versions_folder_are_found(tmp_path):
-    """Version 0.1 called the folder `pictures`."""
-    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    Record(tmp_path, {'seed': 1}).put('base', 'eval', 4, {'ocr': 0.5}, image)
-    (tmp_path / 'images').rename(tmp_path / 'pictures')
-    found = Record(tmp_path, {'seed': 1})
-    np.testing.assert_array_equal(found.image('base', 'eval', 4), image)
-    Record(tmp_path, {'seed': 1}, restart=True)
-    assert not (tmp_path / 'images').exists() and not (tmp_path / 'pictures').exists()
-
-
-@pytest.mark.parametrize('restart', [False, True])
-def test_images_that_no_record_names_stay(tmp_path, restart):
-    kept = [tmp_path / 'images' / 'mine.png', tmp_path / 'pictures' / 'base' / 'mine.png']
-    for path in kept:
-        path.parent.mkdir(parents=True)
-        path.touch()
-    record = Record(tmp_path, {'seed': 1}, restart=restart)
-    record.put('base', 'eval', 4, {'ocr': 0.5}, np.zeros((4, 4, 3), np.uint8))
-    Record(tmp_path, {'seed': 2}, restart=True)
-    assert [path for path in tmp_path.rglob('*.png')] == kept
-
-
-def test_captions_are_wrapped_to_the_pictures_width():
-    font, text = (
-        ImageFont.load_default(11),
-        '0.75 A wooden board with the word "unbelievablyextraordinarilylongword" on it',
-    )
-    lines = pictures.wrap(text, 190, font)
-    assert 1 < len(lines) <= pictures.MAX_LINES and all(
-        font.getlength(line) <= 190 for line in lines
-    )
-    assert ''.join(lines).replace(' ', '') == text.replace(' ', '')
-    cut = pictures.wrap(text * 4, 150, font)
-    assert (
-        len(cut) == pictures.MAX_LINES and cut[-1].endswith('…') and font.getlength(cut[-1]) <= 150
-    )
-    assert pictures.wrap('', 150, font) == ['']
-
-
-def test_a_comparison_has_a_column_per_policy():
-    images = np.zeros((2, 3, 20, 60, 3), np.uint8)
-    images[1, 2] = [255, 0, 0]
-    sheet = pictures.comparison(
-        images,
-        titles=['base', 'a', 'b'],
-        captions=[['1', '2', '3']] * 2,
-        rows=['first', 'second'],
-        scale=2,
-    )
-    red = (sheet == [255, 0, 0]).all(-1)
-    assert red.sum() == 40 * 120 and sheet.shape[1] == 3 * 124 + 4
-    ys, xs = np.nonzero(red)
-    assert xs.min() == 4 + 2 * 124 and ys.max() < sheet.shape[0] - 10

@@ -11,7 +11,6 @@ from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from experiments.reproduction import direction as module
 from experiments.reproduction.direction import CREDITS, direction, direction_rows, sketch
 from experiments.reproduction.probe_drawing import draw_direction
-from tests import miniature
 from tests.meshes import one_device
 
 
@@ -78,7 +77,7 @@ def test_credits_are_those_that_need_no_other_trajectories():
 
 
 @pytest.mark.slow
-def test_measured_on_a_random_miniature_and_continued(tmp_path, monkeypatch):
+def test_measured_on_a_random_miniature_and_continued(folder, tmp_path, monkeypatch):
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict(
         {
@@ -91,7 +90,7 @@ def test_measured_on_a_random_miniature_and_continued(tmp_path, monkeypatch):
             'model.width': 32,
             'reward_workers': 1,
             'optim.microbatch': 8,
-            'model.path': str(miniature.random_flux(tmp_path)),
+            'model.path': str(folder),
         }
     )
     config.reward = {'jpeg': {'weight': 1.0}}

@@ -16,7 +16,6 @@ from densegrpo_jax.sampling.session import check, load_weights
 from densegrpo_jax.sampling.state import init_state, optimiser
 from experiments.reproduction import probe, probe_drawing, probe_statistics
 from experiments.reproduction.measuring import with_overrides
-from tests import miniature
 from tests.meshes import one_device
 from tests.programs import sharing
 from tests.training.small_run import FEW_LAYERS
@@ -53,11 +52,9 @@ def few_draws_and_programs():
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
+def config(folder):
     config = tiny_ocr.get_config()
-    config.update_from_flattened_dict(
-        {**OVERRIDES, 'model.path': str(miniature.random_flux(tmp_path_factory.mktemp('flux')))}
-    )
+    config.update_from_flattened_dict({**OVERRIDES, 'model.path': str(folder)})
     config.reward = {'jpeg': {'weight': 1.0}}  # a fast reward that differs between any two pictures
     return config
 
@@ -109,7 +106,7 @@ def test_the_bias_of_completions(whole, tmp_path):
     assert drawn('bias', bias, tmp_path)
 
 
-# What completions cost is tested in tests/core/test_rollout.py.
+# What completions cost is tested in tests/core/test_rollout_cost.py.
 @pytest.mark.slow
 def test_the_cost_of_completions(whole, tmp_path):
     tables, _ = whole

@@ -1,15 +1,15 @@
-"""Runs under a guard: the folder and the exact runs of training, and a configuration."""
+"""Runs under a guard: the exact runs of training, and a configuration."""
 
 import pytest
 
 from densegrpo_jax.rewards.build import REWARDS
 from tests.guard.guarded import Chance, Darkness, Same
-from tests.training.conftest import exact_runs, folder  # noqa: F401
+from tests.training.conftest import exact_runs  # noqa: F401
 from tests.training.small_run import make_config
 
 
 @pytest.fixture
-def config(folder, monkeypatch):  # noqa: F811 (the fixture above)
+def config(folder, monkeypatch):
     """Five updates on brightness with large steps, each evaluated and saved. Darkness has fallen
     from the third one on.
     """

@@ -176,8 +176,7 @@ def test_equals_the_network_on_dequantised_matrices(form, scan, remat):
     )
 
 
-def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
-    folder = miniature.random_flux(tmp_path / 'flux')
+def test_is_stored_in_pieces_where_the_kernels_would_be(folder):
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     pipeline = open_pipeline(folder, text_length=8, scan=True)
     place = lambda tree: shardings(tree, mesh, pipeline.sharding_rules, min_bytes=0)
@@ -212,10 +211,8 @@ def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_trains_on_it(tmp_path):
-    config = make_config(
-        miniature.random_flux(tmp_path / 'flux'), **{'model.quantize': 'int8', 'iterations': 2}
-    )
+def test_a_run_trains_on_it(folder, tmp_path):
+    config = make_config(folder, **{'model.quantize': 'int8', 'iterations': 2})
     config.checkpoint.every = 1
     summary = run(config, tmp_path / 'run', one_device(), StopRequest())
     assert summary['updates'] == 2 and all(

@@ -30,11 +30,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
 def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_length=16):
     pipeline, params = load_pipeline(folder, text_length=t5_length)
 

@@ -18,7 +18,6 @@ from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.files import RECORD
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import Checked, open_base
-from tests import miniature
 from tests.meshes import data_mesh
 from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.rewards.loopback import serving
@@ -27,11 +26,6 @@ from tests.training.small_run import Brightness, make_config, one_device
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
 SIZE = dict(prompts=4, group=4)
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 @pytest.fixture(scope='module', autouse=True)

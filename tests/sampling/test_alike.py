@@ -2,8 +2,6 @@
 
 import shutil
 
-import pytest
-
 from densegrpo_jax.config import identity
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation.evaluate import evaluate
@@ -17,11 +15,6 @@ from tests.fake_hosts import on_hosts
 from tests.training.small_run import make_config, one_device
 
 NEEDS = ('train', 'test', 'schedule', 'start')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 def started(*configs, also=({}, {}, {})):

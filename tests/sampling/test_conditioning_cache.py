@@ -29,11 +29,6 @@ from tests.meshes import one_device
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
 def missing(cache, prompts):
     return [prompt for prompt, says in cache.stored(prompts).items() if not says]
 

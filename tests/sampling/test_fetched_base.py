@@ -9,14 +9,12 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling import session
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.hub import hub
 from tests.training.small_run import make_config, one_device
 
 
 @pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    folder = miniature.random_flux(tmp_path_factory.mktemp('flux'))
+def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 

@@ -45,8 +45,8 @@ FAMILIES = {
 
 
 @pytest.fixture(scope='module')
-def opened(tmp_path_factory):
-    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), text_length=16)
+def opened(folder):
+    return load_pipeline(folder, text_length=16)
 
 
 def probe_of(size):

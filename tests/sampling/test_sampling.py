@@ -13,13 +13,13 @@ from densegrpo_jax.runtime.streams import key_data, stream_key
 from densegrpo_jax.sampling import sampler as sampling
 from densegrpo_jax.sampling.sampler import make_rollout
 from densegrpo_jax.sampling.schedule import make_schedule
-from tests import compiled, miniature
+from tests import compiled
 from tests.meshes import data_mesh, one_device
 
 
 @pytest.fixture(scope='module')
-def opened(tmp_path_factory):
-    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), text_length=16)
+def opened(folder):
+    return load_pipeline(folder, text_length=16)
 
 
 _rollouts = {}  # configuration -> program, which some tests have in common

@@ -25,11 +25,6 @@ from tests.training.small_run import make_config, one_device
 PROMPTS = ['A neon sign that says "ONE"', 'A mug with the word "TWO"']
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
 def test_weights_that_do_not_fit_are_known_from_their_headers(folder, tmp_path):
     broken = shutil.copytree(folder, tmp_path / 'broken')
     path = broken / 'text_encoder_2' / 'model.safetensors'

@@ -29,7 +29,6 @@ from densegrpo_jax.search import model, run
 from densegrpo_jax.search.__main__ import given_images, with_noise_of
 from densegrpo_jax.search.model import Model, temperature_of
 from densegrpo_jax.search.record import FILE
-from tests import miniature
 from tests.clip_folder import random_clip
 from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs  # noqa: F401
@@ -43,8 +42,7 @@ EVEN = [*PROMPTS, Prompt('a grey sign')]
 
 
 @pytest.fixture(scope='module')
-def session(tmp_path_factory):
-    folder = miniature.random_flux(tmp_path_factory.mktemp('flux'))
+def session(folder):
     config = make_config(folder)
     with config.unlocked():
         config.reward = {'pixels': {'weight': 1.0}}

@@ -9,7 +9,6 @@ import pytest
 
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
-from tests import miniature
 from tools.make_miniature import pool
 
 AUTOENCODER = {'encoder': {'kernel': np.arange(6, dtype=np.float32)}}
@@ -123,9 +122,9 @@ def test_pictures_are_drawn_in_whole_chunks(size, such):
 
 
 @pytest.mark.slow
-def test_encoding_draws_chunk_after_chunk(tmp_path, monkeypatch):
+def test_encoding_draws_chunk_after_chunk(folder, monkeypatch):
     monkeypatch.setattr(pool, 'CHUNK', 8)
-    pipeline, params = load_pipeline(miniature.random_flux(tmp_path), text_length=16)
+    pipeline, params = load_pipeline(folder, text_length=16)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 32, 3), np.uint8)
     texts = [[f'A neon sign that says "{letter * n}"' for n in range(1, 9)] for letter in 'AB']
 

@@ -13,13 +13,12 @@ from densegrpo_jax.pipelines.packing import pack_latents
 from densegrpo_jax.pipelines.tokenizers import build, load_tokenizers
 from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
 from densegrpo_jax.runtime.mesh import make_mesh
-from tests import miniature
 from tools.make_miniature import datasets, flow_stage, stage, text_stage, vae_stage
 
 
 @pytest.fixture(scope='module')
-def flux(tmp_path_factory):
-    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), text_length=16)
+def flux(folder):
+    return load_pipeline(folder, text_length=16)
 
 
 @pytest.mark.slow

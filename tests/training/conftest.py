@@ -1,17 +1,14 @@
-"""What tests of training share: a folder of small weights, and runs whose bits are compared."""
+"""What tests of training share: runs whose bits are compared, and the order of what is written."""
+
+import json
 
 import jax
 import pytest
 
 from densegrpo_jax.rewards.build import REWARDS
-from tests import miniature
+from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.runtime.metrics import JsonlWriter
 from tests.training.small_run import Brightness
-
-
-@pytest.fixture(scope='session')
-def folder(tmp_path_factory):
-    """A FLUX pipeline of a few thousand weights, which no test changes."""
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 @pytest.fixture
@@ -23,3 +20,31 @@ def exact_runs(monkeypatch):
     jax.config.update('jax_enable_compilation_cache', False)
     yield
     jax.config.update('jax_enable_compilation_cache', enabled)
+
+
+@pytest.fixture
+def metrics_before(monkeypatch):
+    """From here on every call of a method of `Checkpoints` has all metrics of its run on disk, as
+    nothing would write them again; returns a list of (its step, the last line of the metrics).
+    """
+    synced, flush = {}, JsonlWriter.flush
+
+    def noting(self):
+        flush(self)
+        synced[self._path] = self._path.read_bytes()
+
+    def metrics_before(name):
+        calls, method = [], getattr(Checkpoints, name)
+
+        def checking(self, step, *args, **kwargs):
+            path = self.directory.parent / 'metrics.jsonl'
+            found = path.read_bytes()
+            assert synced.get(path) == found, f'step {step}: {name} before its metrics'
+            calls.append((step, json.loads(found.splitlines()[-1])))
+            method(self, step, *args, **kwargs)
+
+        monkeypatch.setattr(JsonlWriter, 'flush', noting)
+        monkeypatch.setattr(Checkpoints, name, checking)
+        return calls
+
+    return metrics_before

@@ -17,7 +17,6 @@ from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import check, load_weights, open_base
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.training.small_run import FEW, one_device, rows
 
@@ -45,15 +44,15 @@ SMALL = {
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(folder, tmp_path_factory):
     """(config, workdir) of a finished run."""
-    config, root = tiny_ocr.get_config(), tmp_path_factory.mktemp('full')
-    config.model.path = str(miniature.random_flux(root / 'flux'))
+    config, workdir = tiny_ocr.get_config(), tmp_path_factory.mktemp('full') / 'run'
+    config.model.path = str(folder)
     config.update_from_flattened_dict(SMALL)
     config.reward = {'jpeg': {'weight': 1.0}}
     with sharing():
-        run(config, root / 'run', one_device(), StopRequest())
-    return config, root / 'run'
+        run(config, workdir, one_device(), StopRequest())
+    return config, workdir
 
 
 def test_trains_every_weight_against_a_frozen_reference(trained):

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 
-from tests import miniature
 from tests.compiler import QUICK
 from tests.training.small_run import command, final_state, finished, rows
 
@@ -26,8 +25,7 @@ def newest(workdir):
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(tmp_path):
-    folder = miniature.random_flux(tmp_path / 'flux')
+def test_twenty_kills_change_nothing(folder, tmp_path):
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
     start = lambda workdir: command(
         folder, workdir, f'--config.iterations={ITERATIONS}', flags=QUICK

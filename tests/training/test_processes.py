@@ -31,7 +31,6 @@ from densegrpo_jax.sampling.session import load as load_session
 from densegrpo_jax.search.run import open_results, search
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.compiler import QUICK
 from tests.training.small_run import final_state, moved_alike, rows, wait_for_checkpoint
 
@@ -87,10 +86,10 @@ def nothing_left_behind():
 
 
 @pytest.fixture(scope='module')
-def config_file(tmp_path_factory):
-    root = tmp_path_factory.mktemp('processes')
-    (root / 'two.py').write_text(CONFIG.format(folder=str(miniature.random_flux(root / 'flux'))))
-    return root / 'two.py'
+def config_file(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp('processes') / 'two.py'
+    path.write_text(CONFIG.format(folder=str(folder)))
+    return path
 
 
 def load(config_file, **overrides):

@@ -4,7 +4,6 @@ does not depend on the mesh.
 
 import contextlib
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -18,7 +17,6 @@ from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.training.progress import TrainingDiverged
 from densegrpo_jax.training.run import run
@@ -108,30 +106,6 @@ def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
     moved_alike(found, expected, 1e-2)
 
 
-@pytest.fixture
-def metrics_on_disk():
-    """No checkpoint is saved while a metric of its steps is not on disk: nothing would write that
-    again.
-    """
-    synced, saved, flush, save = {}, [], JsonlWriter.flush, Checkpoints.save
-
-    def noting(self):
-        flush(self)
-        synced[self._path] = self._path.read_bytes()
-
-    def checking(self, step, *args, **kwargs):
-        path = pathlib.Path(self.directory.parent) / 'metrics.jsonl'
-        assert synced.get(path) == path.read_bytes(), f'step {step} is saved before its metrics'
-        saved.append(step)
-        save(self, step, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JsonlWriter, 'flush', noting)
-        patch.setattr(Checkpoints, 'save', checking)
-        yield
-    assert saved == [1, 2, 3]
-
-
 class At(StopRequest):
     """Acts when a run waits for the `count`-th time for the images of a rollout's batch (S states
     of each), for those of an evaluation's, or for an update; by default it asks for a stop.
@@ -159,9 +133,10 @@ class At(StopRequest):
 
 
 @pytest.mark.parametrize('moment', [('evaluation', 2), ('rollout', 3), ('update', 2)], ids=str)
-@pytest.mark.usefixtures('metrics_on_disk')
-def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path, caplog, moment):
-    stop = At(*moment)
+def test_a_stop_between_checkpoints_saves_the_last_update_whole(
+    folder, tmp_path, caplog, metrics_before, moment
+):
+    stop, saved = At(*moment), metrics_before('save')
     # In the evaluation that is due after the first update, which must not be lost, in the second
     # iteration's first rollout of two, or in its update.
     config = make_config(folder, **{'checkpoint.every': 10, 'eval.every': 1})
@@ -176,6 +151,7 @@ def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path
     assert [step for step, *_ in summary['evaluations']] == [0, 1, 2, 3] and 'train/reward' in rows(
         tmp_path
     )[1]
+    assert [step for step, _ in saved] == [1, 2, 3]
 
 
 def test_stops_after_non_finite_gradients(folder, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import csv
 import json
 import pathlib
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,14 +16,8 @@ from configs import tiny_ocr
 from densegrpo_jax.config.identity import differences
 from densegrpo_jax.config.of_run import own_configuration
 from densegrpo_jax.config.validation import validate
-from densegrpo_jax.data.prompts import Prompt, PromptSet
-from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import _kept, evaluate
-from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts, settings
-from densegrpo_jax.pipelines.flux import FluxPipeline
-from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
-from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.hosts import Hosts
@@ -32,7 +25,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
-from densegrpo_jax.sampling.export import export, model_card, snippet
+from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.noise import geometry, write
 from densegrpo_jax.sampling.session import check, load, open_base, open_shapes
@@ -69,65 +62,6 @@ def test_sample_with_and_without_adapters(trained):
     assert np.any(both[1::2] != alone)  # the adapters do something
     other, _ = draw(config, prompts, copies=2, seed=1)
     assert np.any(other != alone)
-
-
-# what a card takes of a pipeline
-NAMED = SimpleNamespace(
-    CLASS_NAME='FluxPipeline',
-    diffusers_guidance=lambda w: w,
-    TEXT_ENCODERS=FluxPipeline.TEXT_ENCODERS,
-    DENOISER=FluxPipeline.DENOISER,
-)
-
-
-@pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])
-def test_a_card_says_what_comfyui_does_not_read(tmp_path, layout):
-    unet = SimpleNamespace(**{**vars(NAMED), 'DENOISER': Sd15Pipeline.DENOISER})
-    card = lambda of: model_card(tiny_ocr.get_config(), of, tmp_path, tmp_path, layout, 'x', 4)
-    said = 'ComfyUI passes over this file; it reads what `densegrpo export --layout=kohya` writes'
-    assert (said in card(unet)) == (layout == 'peft') and 'ComfyUI' not in card(NAMED)
-
-
-@pytest.mark.parametrize('step, after', [(4, '0.9000 ± 0.0200'), (8, '0.7000 ± 0.0300'), (6, None)])
-def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step, after):
-    evaluations = [[0, 0.5, 0.01], [4, 0.9, 0.02], [8, 0.7, 0.03]]
-    card = model_card(
-        *(tiny_ocr.get_config(), NAMED, tmp_path, tmp_path),
-        *('peft', 'lora.safetensors', step, evaluations),
-    )
-    assert f'{step} updates.' in card
-    # Diffusers does not know builtin:tiny
-    assert "files('densegrpo_jax') / 'assets' / 'tiny', torch_dtype=torch.float32" in card
-    assert str(ASSETS) not in card  # others read it
-    expected = (
-        [
-            f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the '
-            'prompts).'
-        ]
-        if after
-        else []
-    )
-    assert [line for line in card.splitlines() if 'Evaluation score' in line] == expected
-
-
-def test_the_lines_of_a_model_card_draw():
-    """Without its adapters; without a dtype, Diffusers mixes those of the stored parts."""
-    config = tiny_ocr.get_config()
-    config.eval.steps = 1
-    lines = snippet(config, NAMED, 'adapter', 'peft', 'a.safetensors').splitlines()
-    lines.remove("pipe.load_lora_weights('adapter', weight_name='a.safetensors')")
-    names = {}
-    exec('\n'.join(lines), names)
-    assert names['image'].size == (96, 32)
-    assert '    max_sequence_length=16,' in lines  # Diffusers' own draws another picture
-
-
-def test_the_lines_of_a_model_card_expand_the_home_folder():
-    config = tiny_ocr.get_config()
-    config.model.path = '~/models/tiny'
-    lines = snippet(config, NAMED, 'adapter', 'peft', 'a.safetensors').splitlines()
-    assert lines[0] == 'import os'
-    assert any("os.path.expanduser('~/models/tiny')" in line for line in lines)
 
 
 class Brightness:
@@ -287,38 +221,6 @@ def test_a_panel_is_checked_before_anything_is_loaded(panel, tmp_path):
     panel.eval.update(panel={'jpeg': {}}, panel_prompts='')
     with pytest.raises(ValueError, match=r"\['jpeg'\] occur twice"):
         opened()
-
-
-def test_evaluate_reports_geneval_by_task(tmp_path):
-    row = '{"tag": "%s", "include": [{"class": "cup", "count": 1}], "prompt": "a photo of a cup"}\n'
-    (tmp_path / 'rows.jsonl').write_text(row % 'counting' + row % 'colors' * 2 + row % 'counting')
-    config = tiny_ocr.get_config()
-    config.data.update(eval=str(tmp_path / 'rows.jsonl'), eval_prompts=0)
-    scores = {'total': np.float32([1, 1, 0.5, np.nan]), 'geneval_correct': np.float32([0, 1, 1, 0])}
-    result = Evaluation(scores, np.zeros((1, 8, 8, 3), np.uint8), ['a photo of a cup'])
-    summary = tables.summary(config, 'eval', load_prompts(config, 'eval'), {'base': result})
-    assert '| policy | score | colors | counting | mean of tasks |' in summary
-    assert (
-        '| base | total | 0.7500 | 1.0000 | 0.8750 |' in summary
-        and '| base | geneval_correct | 1.0000 | 0.0000 | 0.5000 |' in summary
-    )
-
-
-@pytest.mark.parametrize(
-    'tags, tasks',
-    [
-        ((1, 2, 1, 2), '1 | 2 | mean'),
-        ((0.5, 'x', True, None), '0.5 | True | x | mean'),
-        (([1, 2], [3], {'a': 1}, 'x'), 'x | mean'),
-        (([1, 2], [3, 4], [5, 6], [7, 8]), ''),
-    ],
-)
-def test_a_column_of_tags_may_hold_anything(tags, tasks):
-    prompts = PromptSet(tuple(Prompt('a cup', {'tag': tag}) for tag in tags))
-    scores = {'total': np.float32([1, 1, 0.5, 0])}
-    result = Evaluation(scores, np.zeros((1, 8, 8, 3), np.uint8), ['a cup'])
-    summary = tables.summary(tiny_ocr.get_config(), 'eval', prompts, {'base': result})
-    assert ('By task' in summary) == bool(tasks) and f'| score | {tasks}' in summary + '| score | '
 
 
 @pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])

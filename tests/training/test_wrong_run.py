@@ -27,7 +27,6 @@ from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.resume import check_earlier, check_keys
 from densegrpo_jax.training.run import run
 from densegrpo_jax.viewing.run_data import read_run
-from tests import miniature
 from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.training.small_run import make_config, one_device
@@ -43,13 +42,12 @@ def train(config, workdir, **options):
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def made(folder, tmp_path_factory):
     """(folder of the base, work directory) of a run of one update, which no test changes."""
-    place = tmp_path_factory.mktemp('made')
-    base = miniature.random_flux(place / 'base')
+    workdir = tmp_path_factory.mktemp('made') / 'run'
     with sharing():
-        train(make_config(base, iterations=1), place / 'run')
-    return base, place / 'run'
+        train(make_config(folder, iterations=1), workdir)
+    return folder, workdir
 
 
 @pytest.fixture
