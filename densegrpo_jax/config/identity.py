@@ -36,6 +36,7 @@ SCOPES: Mapping[str, Selection] = {
         but=(
             'iterations',
             'optim.max_bad',
+            'loss.measure_kl',
             *_NOT_TRAINED,
             'eval.every',
             'eval.panel',

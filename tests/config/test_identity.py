@@ -82,6 +82,7 @@ def test_what_a_key_of_the_table_is():
             {
                 'iterations': 7,
                 'optim.max_bad': 1,
+                'loss.measure_kl': True,
                 'noise.psi_path': 'x',
                 'search.nfe': 1,
                 'eval.every': 3,
@@ -171,6 +172,9 @@ def test_what_a_record_lacks():
     # ... but that there was no calibrated noise
     ours = record('training', demo(), {**FACTS['training'], 'psi': [0.5]})
     assert differences('training', old, ours) == [('psi', None, [0.5])]
+    # of a key that decided once, whatever its value was
+    old['loss']['measure_kl'] = True
+    assert found('training', old) == {}
     # a key that this version does not know is of a later one
     old['credit']['newer'] = 1
     assert told(differences('training', old, ours)).startswith('credit.newer: 1, now absent')
