@@ -317,8 +317,9 @@ def _divisors(n: int) -> list[int]:
 
 def _served(p: Parts) -> str:
     """What would do instead of a credit rule that reads points which the plan does not have."""
-    rules = [repr(name) for name, rule in CREDIT_RULES.items() if rule.reads in p.shape.points]
-    kinds = [repr(name) for name, kind in PLAN_KINDS.items() if p.rule.reads in kind.points]
+    fit = lambda rule, kind: rule.reads in kind.points and (kind.scores_states or rule.per_sample)
+    rules = [repr(name) for name, rule in CREDIT_RULES.items() if fit(rule, p.shape)]
+    kinds = [repr(name) for name, kind in PLAN_KINDS.items() if fit(p.rule, kind)]
     other = f', or plan.kind={" or ".join(kinds)}' if kinds else ''
     return f'use credit.rule={" or ".join(rules)}{other}'
 

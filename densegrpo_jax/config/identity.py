@@ -4,8 +4,8 @@ searches, sweeps.
 A record holds the keys that decide (`record`); `differences` compares two records. Keys of the
 machine and of the display do not decide: a run continues on other devices. Which of the other keys
 decide depends on the scope, the kind of thing compared. A record also holds *facts* that no key
-tells: digests of prompts and of a user's own code, fingerprints of reward servers, calibrated noise
-levels.
+tells: digests of the base, of prompts and of a user's own code, fingerprints of reward servers,
+calibrated noise levels. Where facts tell what a key names, the name does not decide (`TOLD_BY`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ SCOPES: Mapping[str, Selection] = {
         but=(
             'iterations',
             'optim.max_bad',
+            'loss.measure_kl',
             *_NOT_TRAINED,
             'eval.every',
             'eval.panel',
@@ -93,8 +94,19 @@ _STACKED = ('training', 'gradients')
 # Keys that the processes of one run may set otherwise: places on a machine, and its threads.
 _OWN = ('model.path', 'model.transformer_file', 'text_cache', 'reward_workers')
 
-# The name of the fact that tells a base model's weights by their content.
-BASE = 'weights of the base'
+# The facts that tell a base model by its content: its weights, and its small files.
+BASE, FILES = 'weights of the base', 'settings and tokenizers of the base'
+
+# Keys that only name something -> the facts that tell, together, all that they decide. Generated
+# scenes of evaluations are the same whatever `data.scenes` is.
+TOLD_BY: Mapping[str, tuple[str, ...]] = {
+    'model.path': (BASE, FILES),
+    'model.transformer_file': (BASE, FILES),
+    'data.train': ('prompts of data.train',),
+    'data.scenes': ('prompts of data.train',),
+    'data.eval': ('prompts of data.eval',),
+    'data.eval_prompts': ('prompts of data.eval',),
+}
 
 # The fact that tells a user's own code: key -> digest (`method.own_code`).
 CODE = 'code of your own'
@@ -102,7 +114,7 @@ CODE = 'code of your own'
 # Facts that a change of a user's own code changes, here or behind a server of rewards.
 OF_CODE = (CODE, 'servers of rewards')
 
-_FILES = 'base'  # names and sizes of the base's files in records of earlier versions, for BASE
+_OLD_FILES = 'base'  # names and sizes of the base's files in records of earlier versions, for BASE
 
 # A record without them is of a run without calibrated noise, guided rewards or a process reward;
 # other missing facts are unknown.
@@ -159,8 +171,10 @@ def differences(
     """The differences of two records of a scope.
 
     A key that one record lacks counts as its default. A fact that the old record lacks counts as
-    equal. Keys of the old record that do not decide, such as those of the machine, are ignored. A
-    removed key must have the value that every run has now (`retired`).
+    equal. A key that only names something does not count where both tell what that is, nor where
+    the new record does not tell it yet (`TOLD_BY`). Keys of the old record that do not decide, such
+    as those of the machine, are ignored. A removed key must have the value that every run has now
+    (`retired`).
 
     Args:
       old: from a file, perhaps of an earlier version. new: from `record`.
@@ -168,7 +182,7 @@ def differences(
         machine may be others.
     """
     old = {**_DEFAULT_FACTS, **_deciding(scope, renamed(scope, old))}
-    old.pop(_FILES, None)
+    old.pop(_OLD_FILES, None)
     if not old.get(CODE):  # earlier checkpoints tell that there is none
         old.pop(CODE, None)
     untold = {name for name in new if name not in old and name not in TABLE}
@@ -182,7 +196,7 @@ def differences(
                 found.append(Difference(name, there[name], gone))
             continue
         before, now = (a.get(name, _default(name, b)) for a, b in ((there, here), (here, there)))
-        if before != now and (primary or name not in _OWN):
+        if before != now and (primary or name not in _OWN) and not _same_content(name, old, new):
             found.append(Difference(name, before, now))
     return found
 
@@ -218,6 +232,12 @@ def _deciding(scope: str, tree: Mapping, prefix: str = '') -> dict:
                 continue
         kept[name] = value
     return kept
+
+
+def _same_content(name: str, old: Mapping, new: Mapping) -> bool:
+    """Whether a key only names what is the same in both, as far as `new` tells what it is."""
+    facts = TOLD_BY.get(name, ())
+    return bool(facts) and all(f in old and old[f] == new.get(f, old[f]) for f in facts)
 
 
 def _table_key(name: str) -> str | None:

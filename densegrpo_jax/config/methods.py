@@ -99,7 +99,7 @@ METHODS: Mapping[str, Method] = {
         'The paper is about diffusion models and normalises rewards over time; here the '
         'shares scale the advantage of the finished image, and a share may be negative. A '
         'transition gets the sum of its own and all later shares; `credit.rule=coca_share` gives '
-        'it its own alone.',
+        'it its own alone. `credit.coca_alpha` mixes in the whole terminal reward.',
         'T',
     ),
     'coca_weighted': Method(
@@ -155,7 +155,8 @@ METHODS: Mapping[str, Method] = {
         'log-ratios take the place of log-probabilities (those of siblings differ by their noise '
         'alone, by 20 nats on the miniature), and advantages that of raw rewards. With any other '
         '`credit.rule` it is listwise too; `loss.kind=list_trajectory` has one list for all '
-        'transitions.',
+        'transitions. `loss.list_temperature` sets another temperature of log-ratios, '
+        '`loss.list_reward_temperature` that of advantages.',
         'T',
     ),
     'sdpo': Method(
@@ -173,10 +174,10 @@ METHODS: Mapping[str, Method] = {
         'by similarity; pairs of samples of one initial noise fit the differences of their '
         'returns.',
         'SDPO, arXiv 2411.11727',
-        'Anchor, interpolated rewards, returns with γ = 0.99, the clipped square of the '
-        'differences with its range 1e-4 and step weights 0.99^k; the last prediction is not '
-        'decoded where it is the sample. A group shares its first prediction, so that the reward '
-        'scores 2 G + 1 images.',
+        'Anchor, interpolated rewards, returns with γ = 0.99 (`credit.sdpo_gamma`), the clipped '
+        'square of the differences with its range 1e-4 and step weights 0.99^k; the last '
+        'prediction is not decoded where it is the sample. A group shares its first prediction, '
+        'so that the reward scores 2 G + 1 images.',
         'With one update per iteration, as in the recipes, the log-ratio is 0, and the gradient of '
         'the pairs is that of `loss.kind=grpo`, 4 G / (G − 1) times as long, which Adam takes '
         'away. All pairs of a group instead of single ones (`loss.pairs=neighbours`). Advantages '

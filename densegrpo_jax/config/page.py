@@ -24,9 +24,9 @@ command line:
 
 Each key has a kind. *{SCIENCE}* decides the results, *{MACHINE}* only speed, memory and place,
 *{DISPLAY}* only the display. A run continues from its checkpoint, and results share a table, if the
-science is the same; devices, batches and names may differ. Keys marked with * may also differ when
-a run continues: they set its end or further measurements, or their result is compared instead,
-such as the noise levels of `noise.psi_path`.
+science is the same; devices, batches and places may differ. Keys marked with * may also differ when
+a run continues: they set its end or further measurements, or what they name is compared by its
+content, such as the base, the prompts or the noise levels of `noise.psi_path`.
 
 An empty value on the command line is refused: it may be a variable of the shell that is unset.
 `none` stands for no value where the default is `''`, as in `--config.noise.psi_path=none`.
@@ -84,7 +84,8 @@ def _section(keys: Mapping[str, Key], prefix: str) -> str:
 
 
 def _kind(name: str, key: Key) -> str:
-    free = key.kind == SCIENCE and not identity.decides('training', name)
+    decides = identity.decides('training', name) and name not in identity.TOLD_BY
+    free = key.kind == SCIENCE and not decides
     return key.kind + (' \\*' if free else '')
 
 

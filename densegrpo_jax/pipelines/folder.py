@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     for cls in (FluxPipeline, Flux2KleinPipeline, ZImagePipeline, Sd3Pipeline, Sd15Pipeline)
 }
 WEIGHTS = '*.safetensors'
+TOKENIZER_FILES = ('.json', '.txt', '.model', '.jinja')  # suffixes
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
 
 
@@ -168,6 +170,22 @@ def params_digest(
     """
     sources = (_source(folder, pipeline, n, transformer_file)[0] for n in pipeline.modules)
     return content_digest(path for of in sources for path in weights.weight_files(of)[0])
+
+
+def files_digest(folder: str | pathlib.Path, pipeline: Pipeline) -> str:
+    """A short hash of what `open_pipeline` reads: settings of the networks, the scheduler and the
+    tokenizers, which decide results as the weights do. Equal in another place.
+    """
+    folder, total = pathlib.Path(folder), hashlib.sha256()
+    files = [folder / 'model_index.json', folder / 'scheduler' / 'scheduler_config.json']
+    files += [folder / pipeline.folder(name) / 'config.json' for name in pipeline.INDEX]
+    for encoder in pipeline.TEXT_ENCODERS:
+        inside = sorted((folder / encoder.tokenizer).rglob('*'))
+        files += [path for path in inside if path.suffix in TOKENIZER_FILES]
+    for path in files:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f'{path.relative_to(folder).as_posix()} {content}\n'.encode())
+    return total.hexdigest()[:16]
 
 
 def _source(

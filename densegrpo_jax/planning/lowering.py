@@ -27,7 +27,7 @@ from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, rows_over
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
-from densegrpo_jax.sampling.conditioning import own_prompts
+from densegrpo_jax.sampling.conditioning import evaluated_prompts
 from densegrpo_jax.sampling.cost import largest, probe_evaluations, probed
 from densegrpo_jax.sampling.guide import guide_maker
 from densegrpo_jax.sampling.probe import make_probe
@@ -151,14 +151,6 @@ def phases(
             config.eval.steps * work.velocity(computed) + work.decoding(computed),
         ),
     }
-
-
-def evaluated_prompts(config) -> int | None:
-    """Prompts of an evaluation; None if only a file that is not read knows it."""
-    if config.data.eval_prompts:
-        return config.data.eval_prompts
-    own = own_prompts(config, config.data.eval, 'eval')
-    return None if own is None else len(own)
 
 
 def evaluation_rows(config, shards: int) -> tuple[int, int, int]:

@@ -19,16 +19,11 @@ from densegrpo_jax.guard.check import images_together
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import GIB, advice, amount, unit
 from densegrpo_jax.planning.collectives import collective_bytes
-from densegrpo_jax.planning.lowering import (
-    ASSUMED_PROMPTS,
-    Phase,
-    evaluated_prompts,
-    phases,
-    reward_inside,
-)
+from densegrpo_jax.planning.lowering import ASSUMED_PROMPTS, Phase, phases, reward_inside
 from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
 from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.runtime.mesh import AXES, batch_shards, check_batch, make_mesh, mesh_shape
+from densegrpo_jax.sampling.conditioning import evaluated_prompts
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes

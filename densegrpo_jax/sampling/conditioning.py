@@ -98,9 +98,24 @@ def own_prompts(config, name: str, split: str) -> Sequence[Prompt] | None:
     if name == 'tiny_shapes':
         return shapes_train_prompts() if split == 'train' else shapes_eval_prompts()
     if name == 'scenes':
-        everything = scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)
-        return everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
+        if split == 'train':
+            return scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)[EVAL_SCENES:]
+        return scene_prompts(EVAL_SCENES, seed=0)  # with which the longer set begins
     return panel_prompts() if name == 'panel' else None
+
+
+def evaluated_prompts(config) -> int | None:
+    """Number of prompts of an evaluation, without making scenes; None if only a file that is not
+    read knows it.
+    """
+    name, asked = config.data.eval, config.data.eval_prompts
+    if name == 'scenes':
+        there = EVAL_SCENES
+    elif (own := own_prompts(config, name, 'eval')) is not None:
+        there = len(own)
+    else:
+        return asked or None
+    return min(asked or there, there)
 
 
 def cut_prompts(pipeline: Pipeline, texts: Sequence[str]) -> list[int]:

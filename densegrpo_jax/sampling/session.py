@@ -28,6 +28,7 @@ from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.folder import (
     check_files,
     check_params,
+    files_digest,
     load_params,
     open_pipeline,
     params_digest,
@@ -175,13 +176,22 @@ class Checked:
         file = self.config.model.transformer_file
         return params_digest(self.folder, self.pipeline, transformer_file=file)
 
+    @functools.cached_property
+    def files_digest(self) -> str:
+        """A short hash of the base's small files; needs none of its weights."""
+        return files_digest(self.folder, self.pipeline)
+
     def facts(self, rewards: Iterable[Reward] | None = None) -> dict:
         """What no key tells, for every record that decides whether results are comparable: the
-        base's weights, the rewards (None: the training reward) and the user's own code, which may
-        change under one name.
+        base's weights and small files, the rewards (None: the training reward) and the user's own
+        code, which may change under one name.
         """
-        told = reward_facts([self.reward] if rewards is None else rewards)
-        return {identity.BASE: self.base_digest, identity.CODE: own_code(self.config), **told}
+        return {
+            identity.BASE: self.base_digest,
+            identity.FILES: self.files_digest,
+            identity.CODE: own_code(self.config),
+            **reward_facts([self.reward] if rewards is None else rewards),
+        }
 
     def differences(self, scope: str, old: Mapping, new: Mapping) -> list[Difference]:
         """`identity.differences` that count in this process; without those of code where they are

@@ -238,8 +238,10 @@ def make_update(
         if REF in outputs:
             kl_sum, kl_count = kind.kl(config, outputs[POLICY], outputs[REF], batch)
             sums = sums._replace(kl_sum=kl_sum, kl_count=kl_count)
-        beta = config.loss.beta if brakes != BETA else config.loss.beta / brake
-        return (sums.policy_sum + beta * sums.kl_sum) / count, sums
+        total, beta = sums.policy_sum, config.loss.beta
+        if beta:  # else a KL that is only measured, and not finite, would still count
+            total += (beta if brakes != BETA else beta / brake) * sums.kl_sum
+        return total / count, sums
 
     def one_update(carry, rows_here, made, others, params, conditioning, negative, brake):
         policy, opt, skipped = carry

@@ -26,9 +26,11 @@ from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.session import Checked, Session
 
 
-def check_keys(config, workdir: pathlib.Path, hosts: Hosts) -> None:
+def check_keys(
+    config, workdir: pathlib.Path, hosts: Hosts, facts: Mapping[str, object] = {}
+) -> None:
     """Raises what the configuration alone tells of a run in `workdir`, before a base is looked for,
-    which may be fetched first.
+    which may be fetched first. facts: known already; they tell whether keys name another thing.
 
     Raises:
       ValueError: the run is already longer than asked for.
@@ -40,7 +42,7 @@ def check_keys(config, workdir: pathlib.Path, hosts: Hosts) -> None:
         for found in identity.differences('training', old, new, primary=hosts.primary)
         if identity.kind_of(found.key) is not None
     ]
-    record = identity.record('training', config)
+    record = identity.record('training', config, facts)
     done, _ = _earlier(workdir, record, {}, differences, partial=True)
     if done is not None and done > config.iterations:
         raise ValueError(

@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.loop import calibrate, check_file, check_ours, visited_prompts
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.reads import REFUSE
 from densegrpo_jax.data.prompts import Prompt
@@ -98,6 +99,8 @@ def run(
     check_trackers(config.log.report_to, workdir)
     check_keys(config, workdir, hosts)
     checked = check_parts(config, mesh, stop, needs=NEEDS, own_code=own_code)
+    # before another base's weights are fetched
+    check_keys(config, workdir, hosts, {identity.FILES: checked.files_digest})
     if r.prompts > len(checked.train):
         raise ValueError(
             f'rollout.prompts={r.prompts}, but data.train={config.data.train!r} has '

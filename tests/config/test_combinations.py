@@ -1,6 +1,8 @@
 """Keys that do not go together are refused with what would do; methods ship no such."""
 
+import ast
 import inspect
+import re
 
 import pytest
 
@@ -27,6 +29,10 @@ CASES = [
     (
         {'plan.kind': 'tree', 'rollout.shared_noise': True},
         "scores the finished images alone, .*'dense' reads states on the way: use .*'sparse'",
+    ),
+    (
+        {'plan.kind': 'tree', 'rollout.shared_noise': True, 'credit.rule': 'branch'},
+        "and plan.kind='tree' has .'state'.: use credit.rule='sparse', or plan.kind='branch'",
     ),
     (
         {'plan.kind': 'tree', 'rollout.shared_noise': True, 'credit.rule': 'sparse'}
@@ -198,6 +204,34 @@ def test_every_refusal_is_tried():
         told = problems(changed(**changes))
         found |= {told.gi_frame.f_lineno for _ in told}
     assert len(found) == inspect.getsource(problems).count(' yield ')
+
+
+def ways_out(message):
+    """The settings that a refusal offers by their keys, each as key -> value."""
+    value = r"'[^']*'|\(\)|[\w.]*\w"
+    for way in message.partition(' use ')[2].split(', or '):
+        found = re.findall(rf'([a-z0-9_.]+)=((?:{value})(?: or (?:{value}))*)', way)
+        if len(found) == 1:
+            [(key, values)] = found
+            yield from ({key: ast.literal_eval(each)} for each in values.split(' or '))
+        elif found:  # 'A and B'
+            yield {key: ast.literal_eval(each) for key, each in found}
+
+
+def between(message):
+    """The keys that a refusal says do not go together."""
+    return set(re.findall(r'([a-z0-9_.]+)=', message.partition(' use ')[0]))
+
+
+def test_what_a_refusal_offers_is_not_refused_for_the_same_keys():
+    tried = 0
+    for changes, _ in CASES:
+        message = next(problems(changed(**changes)))
+        for way in ways_out(message):
+            left = [m for m in problems(changed(**changes | way)) if between(m) == between(message)]
+            assert not left, (message, way, left)
+            tried += 1
+    assert tried > 50
 
 
 @pytest.mark.parametrize('recipe', ['tiny_ocr', 'claims_ocr', 'flux_ocr:devices=8', 'sd35_ocr'])

@@ -9,7 +9,17 @@ import pathlib
 import pytest
 
 from configs import tiny_ocr
-from densegrpo_jax.config.identity import SCOPES, decides, differences, kind_of, record, told
+from densegrpo_jax.config.identity import (
+    BASE,
+    FILES,
+    SCOPES,
+    TOLD_BY,
+    decides,
+    differences,
+    kind_of,
+    record,
+    told,
+)
 from densegrpo_jax.config.key import DISPLAY, MACHINE, SCIENCE, Selection
 from densegrpo_jax.config.retired import RETIRED, renamed
 from densegrpo_jax.config.schema import KEYS
@@ -82,6 +92,7 @@ def test_what_a_key_of_the_table_is():
             {
                 'iterations': 7,
                 'optim.max_bad': 1,
+                'loss.measure_kl': True,
                 'noise.psi_path': 'x',
                 'search.nfe': 1,
                 'eval.every': 3,
@@ -171,6 +182,9 @@ def test_what_a_record_lacks():
     # ... but that there was no calibrated noise
     ours = record('training', demo(), {**FACTS['training'], 'psi': [0.5]})
     assert differences('training', old, ours) == [('psi', None, [0.5])]
+    # of a key that decided once, whatever its value was
+    old['loss']['measure_kl'] = True
+    assert found('training', old) == {}
     # a key that this version does not know is of a later one
     old['credit']['newer'] = 1
     assert told(differences('training', old, ours)).startswith('credit.newer: 1, now absent')
@@ -183,6 +197,34 @@ def test_facts_decide_in_every_part():
     assert [key for key, *_ in differences('evaluation', other, ours)] == ['group', 'prompts.eval']
     # names and sizes of the base's files, which earlier versions held, are not compared
     assert RECORDS['evaluation']['base'] and not found('evaluation', RECORDS['evaluation'])
+
+
+NAMES = {
+    'model.path': '/another/place',
+    'model.transformer_file': 'b.safetensors',
+    'data.train': '/data/words.txt',
+    'data.eval': '/data/held_out.txt',
+    'data.scenes': 7,
+    'data.eval_prompts': 320,
+}
+WEIGHTS = {BASE: '00ff', FILES: '11ee'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('scope', ['training', 'calibration', 'evaluation', 'search', 'rewards'])
+def test_a_name_does_not_decide_where_both_records_tell_what_it_names(scope, name):
+    facts = {**FACTS.get(scope, {}), **WEIGHTS}
+    old, new = record(scope, demo(), facts), record(scope, demo(**{name: NAMES[name]}), facts)
+    keys = lambda old, new: {key for key, *_ in differences(scope, old, new)}
+    assert keys(old, new) == set()
+    counts, tells = decides(scope, name), TOLD_BY[name]
+    for fact in tells if counts else ():
+        assert keys(old, {**new, fact: 'other'}) == {fact, name}
+        # of before there was this fact: as it was then
+        assert keys({k: v for k, v in old.items() if k != fact}, new) == {name}
+    # what is there under the name is not known yet: then it cannot be told to be another
+    before = {key: value for key, value in new.items() if key not in facts}
+    assert not keys(old, before) & {name}
 
 
 def test_names_of_version_0_1_are_read():

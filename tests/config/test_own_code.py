@@ -41,7 +41,8 @@ def opened(own_code=REFUSE):
     config.eval.panel = {'other': {'kind': 'own_other:Other'}}
     config.credit.rule = 'own_rule:rule'
     checked = Checked(config, None, StopRequest(), None, None, own_code=own_code)
-    vars(checked)['base_digest'] = 'of the base'  # its files are not read
+    # its files are not read
+    vars(checked).update(base_digest='of the base', files_digest='of its small files')
     return checked
 
 

@@ -10,6 +10,7 @@ from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator
 from densegrpo_jax.guard.falls import change
 from densegrpo_jax.guard.guard import Guard
 from densegrpo_jax.guard.history import History
+from densegrpo_jax.guard.verdict import write_verdict
 from densegrpo_jax.rewards import JpegReward
 from tests.evaluation.drawn import PROMPTS, At, Sampler, session
 from tests.fake_hosts import on_hosts
@@ -25,6 +26,11 @@ def test_signs_of_collapse_are_told(config, caplog):
     assert not caplog.records
     guard.watch(2, fine | {'zero_spread': np.array([np.nan, 1.0, 1.0])}, history)
     assert 'update 2: 100% of the groups have no spread' in caplog.text
+    assert 'update 1: ' not in caplog.text
+    config.guard.zero_spread = 0.75  # the mean of the transitions that are trained
+    guard.watch(1, fine, history)
+    assert 'update 1: 75% of the groups have no spread' in caplog.text
+    config.guard.zero_spread = 0.76
     for step, ratio in ((3, 1.1e-3), (4, np.nan)):
         guard.watch(step, fine | {'ratio_deviation': ratio}, history)
         assert f'update {step}: the probability ratio is off 1 by {ratio:.2g}' in caplog.text
@@ -40,6 +46,22 @@ def test_signs_of_collapse_are_told(config, caplog):
     config.loss.kind = 'nft'  # has none
     guard.watch(9, {name: fine[name] for name in ('reward', 'zero_spread')}, history)
     assert len(caplog.records) == told + 1
+
+
+def test_a_verdict_shows_as_many_pairs_as_asked_for(config, tmp_path, monkeypatch):
+    shown, scores = [], {'darkness': np.arange(8, dtype=np.float32)}
+    keep = lambda path, images, captions, **_: shown.append((len(images), captions))
+    monkeypatch.setattr('densegrpo_jax.guard.verdict.save_grid', keep)
+    images = np.zeros((5, 2, 2, 3), np.uint8)
+    start, now = (
+        Evaluation(of, images, list('abcdefgh'))
+        for of in (scores, {'darkness': -scores['darkness']})
+    )
+    for pairs in (2, 7):
+        config.guard.pairs = pairs
+        write_verdict(tmp_path, 3, config, {}, {}, ['darkness'], '', start, now, 1)
+    assert [count for count, _ in shown] == [2 * 2, 2 * 5]  # of five pictures
+    assert [caption[-1] for caption in shown[0][1]] == list('eedd')  # that lost most
 
 
 def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):

@@ -185,7 +185,7 @@ FLAGS = [
     (['evaluate', TINY, '--checkpoint=nowhere:best'], 'No checkpoint folder'),
     (['evaluate', TINY, '--nobase'], 'nothing to score'),
     (['evaluate', TINY, '--kl_prompts=-1'], 'a whole number from 0 to 1000000, not -1'),
-    (['evaluate', TINY, '--group=10000'], 'raise eval.batch=80 to at least that'),
+    (['evaluate', TINY, '--group=10000'], 'set eval.batch to at least 10000'),
     (['evaluate', TINY, '--group=0'], 'a whole number from 1 to 10000, not 0'),
     (['preflight.__main__', TINY, '--workdir=w', '--prompts=1'], 'from 4 to 100000, not 1'),
     (['preflight.__main__', TINY, '--workdir=w', '--group=1'], 'from 2 to 1000, not 1'),

@@ -13,10 +13,11 @@ from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import advice
-from densegrpo_jax.planning.lowering import Phase, evaluation_rows, phases
+from densegrpo_jax.planning.lowering import ASSUMED_PROMPTS, Phase, evaluation_rows, phases
 from densegrpo_jax.planning.plan import compiled_row, plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
+from densegrpo_jax.sampling.conditioning import evaluated_prompts
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from tests.planning.planned import small
@@ -61,10 +62,30 @@ def test_a_plan_adds_up(result):
         and 'little effort' not in text
     )
     assert 'evaluation counts 1,024 prompts' in text.splitlines()[-1]
-    config = small()
-    config.data.eval_prompts = 0
-    assert evaluation_rows(config, 1)[0] == 320  # of the miniature's own set
     assert 'little effort' in table({**result, 'quick': True})
+
+
+@pytest.mark.parametrize(
+    'name, asked, expected',
+    [
+        ('tiny', 0, 320),
+        ('tiny', 1000, 320),  # a run draws no more than there are
+        ('tiny', 7, 7),
+        ('scenes', 0, 1024),
+        ('scenes', 5000, 1024),
+        ('prompts.txt', 5000, 5000),  # it is not read
+        ('prompts.txt', 0, None),
+    ],
+)
+def test_the_prompts_of_an_evaluation_are_counted_without_making_scenes(
+    monkeypatch, name, asked, expected
+):
+    made = lambda *_, **__: pytest.fail('scenes are made')
+    monkeypatch.setattr('densegrpo_jax.sampling.conditioning.scene_prompts', made)
+    config = small()
+    config.data.update(eval=name, eval_prompts=asked)
+    assert evaluated_prompts(config) == expected
+    assert evaluation_rows(config, 1)[0] == (expected or ASSUMED_PROMPTS)
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(result):

@@ -230,3 +230,8 @@ def test_a_window_of_its_own_plan_drifts_and_credits_only_its_own_transitions():
     assert added(config, grid, each) == f'; {said}'
     # the first window holds most states, and no activations of a gradient
     assert largest(config, grid).plan == executed(config, grid)[1].plan
+
+
+def test_the_noise_of_siblings_is_that_of_the_key():
+    assert schedule('tiny_ocr', 'branch')[1].plan.split_noise == 4
+    assert schedule('tiny_ocr', 'branch', plan__split_noise=2.5)[1].plan.split_noise == 2.5

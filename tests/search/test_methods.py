@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.search.budget import Cost, cost, sizes_for
 from densegrpo_jax.search.loop import Particles, Scored, Walk
 from densegrpo_jax.search.methods import METHODS, Rule, Sizes, best_of_n, pg, psi, refine, smc, svdd
 from densegrpo_jax.search.passes import Weighting, default_states, path, weighted_pass
+from densegrpo_jax.search.run import rule_of
 from tests.search.gaussian import gaussian_flow, reward, walk
 
 FLOW = gaussian_flow(dim=3)
@@ -27,6 +29,28 @@ CASES = {
     ],
     'psi': [Sizes(particles=5, chains=2, burn_in=3, kept=4)],
 }
+
+
+def test_beta_is_the_temperature_in_the_rewards_own_units():
+    config = default_config()
+    plain, config.search.beta = rule_of(config, 3.0), 0.7
+    assert rule_of(config, 3.0) == plain._replace(temperature=0.7)
+
+
+@pytest.mark.parametrize('name', Rule._fields)
+def test_a_key_reaches_the_field_of_its_name_alone(name):
+    key, config, spread = KEYS[f'search.{name}'], default_config(), 3.0
+    plain, value = rule_of(config, spread), key.default
+    if key.choices:
+        value = next(other for other in key.choices if other != value)
+    elif isinstance(value, bool):
+        value = not value
+    else:
+        value = value / 2 if isinstance(value, float) else value + 1
+    config.search[name] = value
+    if name in ('temperature', 'alpha', 'selection'):  # in units of the spread
+        value *= spread
+    assert rule_of(config, spread) == plain._replace(**{name: value})
 
 
 @pytest.mark.parametrize('every', [1, 2])

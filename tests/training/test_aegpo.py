@@ -2,6 +2,8 @@
 that continue with the same bits.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,36 @@ def test_the_random_budget_is_the_same_but_for_whom_it_goes_to():
     np.testing.assert_array_equal(group_sizes(control, 77, 8), drawn[77 - warmup])
     control.seed += 1
     assert any((group_sizes(control, i, 8) != drawn[i - warmup]).any() for i in range(5, 15))
+
+
+class Asked(Exception):
+    """How many samples prompts get, by the change of their entropy."""
+
+
+@pytest.mark.parametrize('relative, largest', [(False, 0), (True, 1)])
+def test_budgets_follow_the_change_or_the_relative_one(monkeypatch, relative, largest):
+    config = tiny_ocr.get_config('method=aegpo')
+    config.budget.relative = relative
+    policy, base = np.float32([[0.9, 0.2]]), np.float32([[0.7, 0.1]])
+    found = SimpleNamespace(policy=policy, base=base)
+
+    def asked(config, iteration, count, change):
+        raise Asked(change)
+
+    monkeypatch.setattr(rounds, 'group_sizes', asked)
+    made = object.__new__(rounds.Rounds)
+    vars(made).update(
+        _session=SimpleNamespace(config=config),
+        _schedule=SimpleNamespace(moving=None),
+        _probe=True,
+        _key=lambda iteration: None,
+        _entropies=lambda *_: found,
+        _of_steps=lambda steps: (None, None, {}),
+        _credit=lambda fixed: dict,
+    )
+    with pytest.raises(Asked) as told:
+        made.sample(7, None, ['a', 'b'], None)
+    assert np.argmax(told.value.args[0]) == largest
 
 
 def test_what_is_probed_and_what_divides_over_the_devices(folder):

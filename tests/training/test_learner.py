@@ -21,6 +21,7 @@ from tests.training.one_update import (
     START,
     STEPS,
     TRAINED,
+    Network,
     one_iteration,
 )
 
@@ -158,3 +159,17 @@ def test_a_sample_that_is_not_finite_costs_itself_and_not_the_update():
         and metrics['transitions'] == len(TRAINED) * (SAMPLES - 1)
     )
     assert np.isfinite(new.policy['a']).all() and np.abs(new.policy['a'] - START).max() > 1e-4
+
+
+def test_a_kl_that_is_only_measured_moves_nothing_even_if_it_is_not_finite(monkeypatch):
+    plain = Network.velocity_fn
+
+    def velocity_fn(self, base, policy, *given, **options):
+        v = plain(self, base, policy, *given, **options)
+        return v if policy is not None else lambda x, s: v(x, s) * np.inf
+
+    without = one_iteration()[-2]
+    monkeypatch.setattr(Network, 'velocity_fn', velocity_fn)
+    *_, new, metrics = one_iteration(**{'loss.measure_kl': True})
+    assert metrics['finite'] and new.skipped == 0 and not np.isfinite(metrics['kl'])
+    np.testing.assert_allclose(new.policy['a'], without.policy['a'], rtol=1e-6)

@@ -151,30 +151,58 @@ def test_another_base_is_said_by_every_reader_and_does_not_continue(own, tmp_pat
         assert 'was trained on other weights' in caplog.text
 
 
-def test_a_run_continues_on_the_weights_that_it_began_with(own, monkeypatch):
+def earlier(config, workdir, stop=None):
+    """What a start finds of the run, after all checks and before anything is loaded."""
+    stop = stop or StopRequest()
+    check_keys(config, workdir, stop.communicator.hosts)
+    checked = check(config, one_device(), stop)
+    tx = optimiser(config, checked.pipeline.transformer)
+    shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
+    return check_earlier(checked, shapes, workdir)
+
+
+def test_a_run_continues_on_the_base_and_prompts_that_it_began_with(own, tmp_path, monkeypatch):
     base, workdir, config = own
     path, config.model.path = config.model.path, str(base)
-    with pytest.raises(CheckpointMismatch, match='model.path: ') as elsewhere:
-        train(config, workdir)
-    assert 'weights' not in str(elsewhere.value)
+    config.data.train = str(shutil.copy(config.data.train, tmp_path / 'words.txt'))
+    assert earlier(config, workdir) == (1, [])  # the same bytes in other places
     other_weights(base / 'transformer' / WEIGHTS)
+    with pytest.raises(CheckpointMismatch, match='(?s)model.path: .*weights of the base: '):
+        train(config, workdir)
     config.model.path = path
     monkeypatch.setattr('densegrpo_jax.sampling.session.resolve_folder', lambda name, **_: base)
-    with pytest.raises(CheckpointMismatch, match='weights of the base: '):
+    with pytest.raises(CheckpointMismatch, match='weights of the base: ') as found:
+        train(config, workdir)
+    assert 'model.path' not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    'file', ['scheduler/scheduler_config.json', 'tokenizer/tokenizer_config.json']
+)
+def test_other_settings_of_a_base_are_refused_before_its_weights_are_fetched(
+    own, monkeypatch, file
+):
+    base, workdir, config = own
+    config.model.path = str(base)
+    (base / file).write_text((base / file).read_text() + '\n')
+    with pytest.raises(CheckpointMismatch, match='settings and tokenizers of the base: '):
+        earlier(config, workdir)
+    fetched = lambda *_, **__: pytest.fail('the weights are looked for')
+    monkeypatch.setattr('densegrpo_jax.training.run.check_weights', fetched)
+    with pytest.raises(CheckpointMismatch, match='model.path: '):
         train(config, workdir)
 
 
 def test_a_process_may_have_the_base_elsewhere_when_a_run_continues(own):
-    """The checkpoint names the place of process 0."""
+    """The checkpoint names the place of process 0, of a run whose facts were not yet recorded."""
     base, workdir, config = own
+    document = workdir / 'checkpoints' / '1' / 'meta' / 'metadata'
+    stored = json.loads(document.read_text())
+    del stored['seal'], stored['fingerprint']['settings and tokenizers of the base']
+    document.write_text(json.dumps(stored))
 
     def on_host(hosts, configs):
-        mine, stop = configs[hosts.index], StopRequest(Communicator(hosts))
-        check_keys(mine, workdir, hosts)
-        checked = check(mine, one_device(), stop)
-        tx = optimiser(mine, checked.pipeline.transformer)
-        shapes = state_shapes(checked.pipeline, tx, follow_rules(mine))
-        return check_earlier(checked, shapes, workdir)
+        return earlier(configs[hosts.index], workdir, StopRequest(Communicator(hosts)))
 
     elsewhere, otherwise = make_config(base, iterations=2), make_config(base, iterations=2, seed=7)
     assert on_hosts(lambda hosts: on_host(hosts, [config, elsewhere])) == [(1, [])] * 2
