@@ -182,6 +182,25 @@ def check_scores(scores: Any, reward: Reward, count: int) -> None:
                 f'reward {reward.name!r}: score {name!r} is not finite but marked valid; mark it '
                 'invalid'
             )
+    _tell_beyond(reward, scores)
+
+
+def _tell_beyond(reward: Reward, scores: Scores) -> None:
+    """Says once of a reward that a score lies beyond the range that it declares."""
+    low, high = getattr(reward, 'range', (-np.inf, np.inf))
+    known = scores.values[reward.names[0]][scores.valid]
+    slack = 1e-3 * (1 + min(abs(low), abs(high)))  # of rounding
+    beyond = known[(known < low - slack) | (known > high + slack)]
+    if len(beyond) and reward.name not in _TOLD:
+        _TOLD.add(reward.name)
+        log.warning(
+            'reward %r: the score %r of an image is %g, beyond its range %g to %g; one of them is '
+            'wrong',
+            *(reward.name, reward.names[0], beyond[0], low, high),
+        )
+
+
+_TOLD: set[str] = set()  # names of rewards
 
 
 def to_uint8(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.directional import EMBEDDING_REWARDS
-from densegrpo_jax.runtime.named import imported
+from densegrpo_jax.runtime.named import failure, imported
 from densegrpo_jax.runtime.reading import finite, shown
 
 # Name in a config -> the reward, or 'module:Class' of this package, imported only if a config names
@@ -112,8 +112,7 @@ def _made(name: str, kind: str, reward: Callable[..., Reward], options: dict) ->
         raise
     except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
         raise ValueError(
-            f'reward {name!r} ({kind}) cannot be made with {options}: {type(error).__name__}: '
-            f'{error}'
+            f'reward {name!r} ({kind}) cannot be made with {options}: {failure(error)}'
         ) from error
     if missing := [field for field in ('names', 'range') if not hasattr(made, field)]:
         raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_scores, interrupt
+from densegrpo_jax.runtime.named import failure
 
 TOTAL = 'total'
 LARGEST = 1e15  # of a total: its square, in a variance over a batch, stays far below float32's end
@@ -86,9 +87,7 @@ class CompositeReward:
             except RewardError:
                 raise
             except Exception as error:  # else the caller could not tell which reward failed
-                raise RewardError(
-                    f'reward {reward.name!r} failed: {type(error).__name__}: {error}'
-                ) from error
+                raise RewardError(f'reward {reward.name!r} failed: {failure(error)}') from error
             check_scores(scores, reward, len(images))
             values.update(
                 {

@@ -21,6 +21,7 @@ from densegrpo_jax.rewards.base import (
     interrupt,
 )
 from densegrpo_jax.runtime.cores import cpu_cores
+from densegrpo_jax.runtime.named import failure
 
 CHUNK_SIZE = 16
 
@@ -166,9 +167,7 @@ class Scorer:
             raise
         except BaseException as error:  # a SystemExit too: the batch would wait for ever
             failed.set()
-            raise RewardError(
-                f'reward {self._reward.name!r} failed: {type(error).__name__}: {error}'
-            ) from error
+            raise RewardError(f'reward {self._reward.name!r} failed: {failure(error)}') from error
         finally:
             self._count(scored=len(rows), cpu_seconds=time.thread_time() - start)
         return scores

@@ -7,7 +7,11 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import sysconfig
+import traceback
 from typing import Any
+
+_LIBRARIES = [sysconfig.get_path(name) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
 
 
 def code_digest(path: str) -> str:
@@ -41,6 +45,21 @@ def _modules(place: str) -> list[tuple[str, pathlib.Path]]:
     return found
 
 
+def failure(error: BaseException) -> str:
+    """An error of somebody's code in a line: its type, its text, and the line of that code, which
+    is the innermost outside this package, of no library.
+    """
+    known = (pathlib.Path(__file__).parents[1], *map(pathlib.Path, _LIBRARIES))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(pathlib.Path(frame.filename).is_relative_to(place) for place in known)
+        and not frame.filename.startswith('<')
+    ]
+    at = f' ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})' if frames else ''
+    return f'{type(error).__name__}: {error}{at}'
+
+
 def imported(path: str, what: str) -> Any:
     """The object that 'package.module:object' names.
 
@@ -72,7 +91,7 @@ def imported(path: str, what: str) -> Any:
         ) from None
     except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
         raise ValueError(
-            f'{what}: the module {module!r} cannot be imported: {type(error).__name__}: {error}'
+            f'{what}: the module {module!r} cannot be imported: {failure(error)}'
         ) from error
     if not hasattr(found, name):
         raise ValueError(f'{what}: the module {module!r} has no {name!r}')

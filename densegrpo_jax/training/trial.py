@@ -29,6 +29,7 @@ from densegrpo_jax.core.roles import POLICY
 from densegrpo_jax.core.rollout_plan import check_plan
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.core.transitions import OUTCOME, PROCESS, Transitions
+from densegrpo_jax.runtime.named import failure
 from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training.batches import BATCHES
 
@@ -153,4 +154,4 @@ def _called(where: str, part, *args, **options) -> Any:
     try:
         return part(*args, **options)
     except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
-        raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
+        raise ValueError(f'{where}: {failure(error)}') from error

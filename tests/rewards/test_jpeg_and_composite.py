@@ -141,6 +141,13 @@ def test_a_sum_beyond_float32_is_an_error_and_no_infinity(scores):
         call(reward, 2)
 
 
+def test_a_score_beyond_the_range_of_its_reward_is_told_once(caplog):
+    for values in ([0.0, 1.0], [0.5, 91.8], [-3.0, 0.0]):
+        call(CompositeReward([(Constant('share', values), 1.0)]), 2)
+    (said,) = [record.message for record in caplog.records if 'share' in record.message]
+    assert 'is 91.8, beyond its range 0 to 1' in said
+
+
 @pytest.mark.parametrize('weights', [(), (0.0, 0.0), (1.0, float('nan'))])
 def test_impossible_weights(weights):
     with pytest.raises(ValueError, match=r'weight'):

@@ -1,6 +1,7 @@
 """The threaded scorer: order, de-duplication, threads, errors, limits."""
 
 import os
+import re
 import threading
 
 import numpy as np
@@ -161,6 +162,9 @@ def test_an_exception_reaches_the_caller_and_later_batches_still_work():
         with pytest.raises(RewardError, match="'pixel' failed: OSError: disk on fire") as caught:
             future.result(10)
         assert isinstance(caught.value.__cause__, OSError)
+        assert re.search(
+            r"test_scorer.py:\d+: raise OSError\('disk on fire'\)\)$", str(caught.value)
+        )
         assert scorer.submit(pictures(1), ['a']).result(10).valid.all()
 
 
