@@ -240,6 +240,7 @@ class Tensor:
         (Scores({'mine': Tensor()}, np.ones(2, bool)), r'mine is tensor\(.*numbers \(torch: '),
         (Scores({'mine': np.zeros(2)}, Tensor()), r'valid is tensor\(.*truth values \(torch: '),
         (Scores({1: np.zeros(2), 'a': np.zeros(2)}, np.ones(2, bool)), r"returned scores \['1', "),
+        (Scores({'valid': np.zeros(2)}, [True, True]), r'valid is \[True, True\]; .*truth values'),
     ],
 )
 def test_what_is_no_scores_is_blamed_on_its_own_reward(returned, said):
