@@ -141,6 +141,22 @@ def test_a_sum_beyond_float32_is_an_error_and_no_infinity(scores):
         call(reward, 2)
 
 
+@pytest.mark.parametrize(
+    'name, owner',
+    [
+        ('total', 'the weighted sum of the rewards'),
+        ('group_best', 'the metric train/reward_group_best'),
+        ('standard_error', 'the metric eval/standard_error'),
+        ('fallen', 'the metric guard/fallen'),
+    ],
+)
+def test_a_score_takes_no_name_that_the_log_gives_to_something_else(name, owner):
+    parts = [(Constant('a', [1]), 1.0), (Constant('mine', [1], names=('b', name)), 0.0)]
+    message = f"'mine' has a score '{name}', which is the name of {owner}: rename .*`prefix`"
+    with pytest.raises(ValueError, match=message):
+        CompositeReward(parts)
+
+
 @pytest.mark.parametrize('weights', [(), (0.0, 0.0), (1.0, float('nan'))])
 def test_impossible_weights(weights):
     with pytest.raises(ValueError, match=r'weight'):
