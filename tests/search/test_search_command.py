@@ -272,6 +272,18 @@ def test_refinement_begins_with_given_images(session, tmp_path):
         run.make_budget(changed(session, method='pg'), given=2)
 
 
+class Quality:
+    """The score of an image is its first pixel, and another has the name of the mask."""
+
+    name, names, range = 'quality', ('quality', 'valid'), (0.0, 255.0)
+
+    def check(self, prompts, metadata): ...
+
+    def __call__(self, images, prompts, metadata):
+        values = images[:, 0, 0, 0].astype(np.float32)
+        return Scores({'quality': values, 'valid': -values}, values != 4)
+
+
 def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
     plain = searched(session, PROMPTS[:2], tmp_path / 'plain')
     config = session.config.copy_and_resolve_references()
@@ -287,20 +299,33 @@ def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
     assert np.isfinite([found[0][which]['jpeg'] for which in ('base', 'final')]).all()
     assert '| `jpeg` |' in (tmp_path / 'watched/summary.md').read_text()
     config.eval.panel = {'pixels': {}}
-    with pytest.raises(ValueError, match=r"\['pixels'\] occur in reward and in eval.panel"):
+    with pytest.raises(
+        ValueError, match=r"\['pixels'\] occur twice in reward, eval.panel; .*prefix"
+    ):
+        run.unseen_rewards(dataclasses.replace(session, config=config), PROMPTS)
+    config.eval.panel = {'jpeg': {}, 'again': {'kind': 'jpeg'}}  # would be one column
+    with pytest.raises(ValueError, match=r"\['jpeg'\] occur twice in reward, eval.panel"):
         run.unseen_rewards(dataclasses.replace(session, config=config), PROMPTS)
 
 
-class Quality:
-    """The score of an image is its first pixel, and another has the name of the mask."""
+class Served(Quality):
+    """As a server's, which is known by its fingerprint."""
 
-    name, names, range = 'quality', ('quality', 'valid'), (0.0, 255.0)
+    names, fingerprint = ('served', 'more'), 'f00'
 
-    def check(self, prompts, metadata): ...
 
-    def __call__(self, images, prompts, metadata):
-        values = images[:, 0, 0, 0].astype(np.float32)
-        return Scores({'quality': values, 'valid': -values}, values != 4)
+def test_a_search_goes_on_only_with_the_servers_of_its_panel(session, tmp_path, monkeypatch):
+    panel = Served()
+    opened = lambda: run.open_results(session, None, PROMPTS, tmp_path, panel=[panel])
+    opened()
+    monkeypatch.setattr(Served, 'fingerprint', 'f01')
+    with pytest.raises(ValueError, match="servers of rewards.served: 'f00', now 'f01'"):
+        opened()
+    # earlier versions did not record the panel's
+    line = json.loads((tmp_path / FILE).read_text())
+    assert line['settings']['servers of rewards'].pop('served') == 'f00'
+    (tmp_path / FILE).write_text(json.dumps(line) + '\n')
+    opened()
 
 
 def test_a_score_with_the_name_of_the_mask_is_a_score(session):
