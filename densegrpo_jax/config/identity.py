@@ -123,6 +123,9 @@ _DEFAULT_FACTS: Mapping[str, object] = {
     'directions of rewards': {},
     'process reward': '',
 }
+# Of these facts, an entry that the old record lacks is unknown: which rewards there are is told by
+# the keys, and earlier searches did not record the panel's.
+_BY_REWARD = ('servers of rewards',)
 # These keys are unknown if missing: earlier checkpoints did not record them.
 _UNTOLD = ('eval.steps', 'eval.best')
 
@@ -171,10 +174,10 @@ def differences(
     """The differences of two records of a scope.
 
     A key that one record lacks counts as its default. A fact that the old record lacks counts as
-    equal. A key that only names something does not count where both tell what that is, nor where
-    the new record does not tell it yet (`TOLD_BY`). Keys of the old record that do not decide, such
-    as those of the machine, are ignored. A removed key must have the value that every run has now
-    (`retired`).
+    equal, as does a reward's entry in one. A key that only names something does not count where
+    both tell what that is, nor where the new record does not tell it yet (`TOLD_BY`). Keys of the
+    old record that do not decide, such as those of the machine, are ignored. A removed key must
+    have the value that every run has now (`retired`).
 
     Args:
       old: from a file, perhaps of an earlier version. new: from `record`.
@@ -185,6 +188,10 @@ def differences(
     old.pop(_OLD_FILES, None)
     if not old.get(CODE):  # earlier checkpoints tell that there is none
         old.pop(CODE, None)
+    new = dict(new)
+    for fact in _BY_REWARD:
+        if isinstance(before := old.get(fact), Mapping) and fact in new:
+            new[fact] = {name: value for name, value in new[fact].items() if name in before}
     untold = {name for name in new if name not in old and name not in TABLE}
     there = dotted(old)
     here = dotted({**_DEFAULT_FACTS, **{k: v for k, v in new.items() if k not in untold}})

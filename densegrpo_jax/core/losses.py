@@ -25,6 +25,16 @@ OLD = 'old'  # the policy that sampled, of `nft`
 # Fields of a training state other than its roles: a checkpoint has one set of names for both.
 STATE_FIELDS = ('opt', 'step', 'skipped')
 
+# Metrics that a run logs of every iteration, and beginnings of others: a loss's own would take
+# their place there.
+METRICS = frozenset(
+    'advantage_abs approx_kl_old clip_fraction clip_fraction_high clip_fraction_low drift entropy '
+    'entropy_change finite gain gain_negative gain_positive grad_norm kl latent_reward loss mfu '
+    'nfe process process_advantage_abs ratio_deviation ratio_deviation_first reward samples '
+    'seconds skipped transitions valid_share zero_spread'.split()
+)
+METRICS_OF_SCORES = ('gain_of_', 'reward_')
+
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
@@ -44,7 +54,8 @@ class Loss:
             transition, then sample.
         needs: further roles: REF, EMA, or one of its own in `follows`.
         mean_old: whether it reads `Transitions.mean_old`, which the rollouts keep for it.
-        sums, maxima: names of further metrics in its LossSums: means over rows, and maxima.
+        sums, maxima: names of further metrics in its LossSums: means over rows, and maxima. None is
+            in METRICS or begins as METRICS_OF_SCORES.
         follows: roles that the training state holds for this loss, by name, and how each follows
             the policy. They start equal to it.
         sampler: the role whose samples the update trains on; a role of the state.
@@ -81,6 +92,13 @@ class Loss:
             raise ValueError(f'needs has {sorted(unknown)}; expected roles of {known}')
         if self.sampler not in (held := [POLICY, EMA, *self.follows]):
             raise ValueError(f'sampler is {self.sampler!r}; expected one of {held}')
+        metrics = [*self.sums, *self.maxima]
+        for name in metrics:
+            if name in METRICS or name.startswith(METRICS_OF_SCORES) or metrics.count(name) > 1:
+                raise ValueError(
+                    f'sums={self.sums} and maxima={self.maxima} have {name!r}, which is the name '
+                    f'of another metric of the run: rename it, such as "own_{name}"'
+                )
         taken = {POLICY, REF, EMA, *STATE_FIELDS}
         for name in self.follows:
             if name in taken or not name.isidentifier():

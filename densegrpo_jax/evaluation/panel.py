@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from densegrpo_jax.config import identity
@@ -89,6 +89,19 @@ def panel_rewards(config) -> list[Reward]:
     return rewards
 
 
+def check_names(rewards: Iterable[Reward], *own: str) -> None:
+    """Raises ValueError if two scores, or a score and one of the table's `own`, have one name: they
+    would be one column.
+    """
+    names = [*own, *(name for reward in rewards for name in reward.names)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        among = ', '.join(['reward', 'eval.panel', *map(repr, own)])
+        raise ValueError(
+            f'score names {sorted(twice)} occur twice in {among}; names must differ: the option '
+            '`prefix` of a remote reward is put before its names'
+        )
+
+
 def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     """Prompt set -> its prompts and rewards: of SETS, the second if the panel has its own prompts.
     Every reward has checked its prompts.
@@ -103,12 +116,7 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     else:
         result[PANEL] = Part(prompts, panel)
     for part in result.values():
-        names = [DIVERSITY, KL, *(name for reward in part.rewards for name in reward.names)]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(
-                f'score names {sorted(twice)} occur twice in reward, eval.panel, {DIVERSITY!r} and '
-                f'{KL!r}; names must differ'
-            )
+        check_names(part.rewards, DIVERSITY, KL)
         for reward in part.rewards:
             reward.check(*columns(part.prompts))
     return result

@@ -149,7 +149,7 @@ def check_scores(scores: Any, reward: Reward, count: int) -> None:
             f'reward {reward.name!r} returned {shown(scores)}; expected rewards.Scores: values '
             '(name -> array [N]) and valid (bool [N])'
         )
-    for what, array in {'valid': scores.valid, **scores.values}.items():
+    for what, array in [('valid', scores.valid), *scores.values.items()]:
         dtype = getattr(array, 'dtype', None)
         foreign = dtype is not None and not isinstance(dtype, np.dtype)
         if dtype is None or foreign or dtype.kind in 'OSUV':

@@ -13,6 +13,27 @@ from densegrpo_jax.runtime.named import failure
 TOTAL = 'total'
 LARGEST = 1e15  # of a total: its square, in a variance over a batch, stays far below float32's end
 
+# Names that no score may have -> what has them: the score would take that one's place in the log.
+TAKEN = {
+    TOTAL: 'the weighted sum of the rewards',
+    'group_best': 'the metric train/reward_group_best',
+    **{name: f'the metric guard/{name}' for name in ('brake', 'fallen')},
+    **{
+        name: f'the metric eval/{name}'
+        for name in ('images', 'seconds', 'since', 'standard_error', 'valid_share')
+    },
+}
+
+
+def check_score_names(reward: Reward) -> None:
+    """Raises ValueError if a score has a name that the log gives to something else (`TAKEN`)."""
+    for name in reward.names:
+        if name in TAKEN:
+            raise ValueError(
+                f'reward {reward.name!r} has a score {name!r}, which is the name of {TAKEN[name]}: '
+                'rename the score; of a remote reward, the option `prefix` is put before its names'
+            )
+
 
 class CompositeReward:
     """total = sum_i weight_i * score_i, where score_i is the first of reward i's scores.
@@ -29,8 +50,8 @@ class CompositeReward:
       parts: (reward, weight) pairs; a weight may be negative, and 0 only logs the score.
 
     Raises:
-      ValueError: no part, only zero weights, a weight that is not finite, or two scores with one
-        name.
+      ValueError: no part, only zero weights, a weight that is not finite, two scores with one name,
+        or a score with a name of `check_score_names`.
     """
 
     name = 'composite'
@@ -45,6 +66,7 @@ class CompositeReward:
                 raise ValueError(
                     f'the weight of reward {reward.name!r} is {weight}; expected a finite number'
                 )
+            check_score_names(reward)
         names = [TOTAL, *(name for reward, _ in parts for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(

@@ -143,7 +143,7 @@ def main(flag) -> int:
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_prompts(checked.pipeline, PromptSet(tuple(prompts)), given)
-        unseen_rewards(checked, prompts)
+        panel = unseen_rewards(checked, prompts)
         make_budget(checked, 0 if images is None else len(images))
         check_weights(checked, also=also)
         policy = None
@@ -153,9 +153,10 @@ def main(flag) -> int:
             )
             logging.info('searching with step %d of %s', step, run)
         # what is wrong with earlier results is said before the prompts are encoded
-        results = open_results(checked, policy, prompts, out, restart=flag.restart, given=images)
+        how = dict(given=images, panel=panel)
+        results = open_results(checked, policy, prompts, out, restart=flag.restart, **how)
         session = load(checked, [p.text for p in prompts], out)
-        search(session, policy, prompts, results, given=images)
+        search(session, policy, prompts, results, **how)
         logging.info('made %s, search.jsonl beside it, a sheet per prompt in images', out / SUMMARY)
 
     prompts = flag.config.search.prompts

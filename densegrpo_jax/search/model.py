@@ -164,19 +164,20 @@ class Model:
         stop, hosts = session.stop, session.hosts
         rows = np.arange(len(prompts) * count)
         mine = rows[hosts.index :: hosts.count]
-        names = (*scorer.names, 'valid')
-        values = {name: np.full(len(rows), np.nan, np.float32) for name in names}
+        empty = lambda: np.full(len(rows), np.nan, np.float32)
+        values, valid = {name: empty() for name in scorer.names}, empty()
         if len(mine):
             asked = columns([prompts[i // count] for i in mine])
             pictures = images.reshape(-1, *images.shape[2:])[mine]
             how = dict(some_valid=False, while_waiting=stop.check)
             found = stop.wait(scorer.submit(pictures, *asked, **how))
-            valid = found.valid & finite.reshape(-1)[mine]
-            values['valid'][mine] = valid
-            for name in scorer.names:
-                values[name][mine] = np.where(valid, found.values[name], 0)
-        values = stop.communicator.merge(values)
-        valid = values.pop('valid') == 1
+            whole = found.valid & finite.reshape(-1)[mine]
+            valid[mine] = whole
+            for name, column in values.items():
+                column[mine] = np.where(whole, found.values[name], 0)
+        # validity travels separately: a score may have any name
+        values, valid = stop.communicator.merge((values, valid))
+        valid = valid == 1
         values = {name: np.where(valid, v, np.nan) for name, v in values.items()}
         shaped = {name: v.reshape(len(prompts), count) for name, v in values.items()}
         reward = np.where(valid, values[scorer.names[0]], -np.inf).reshape(len(prompts), count)

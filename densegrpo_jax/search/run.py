@@ -19,7 +19,7 @@ from densegrpo_jax.config.method import check_search_kernel, search_kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import finite_mean
-from densegrpo_jax.evaluation.panel import panel_rewards
+from densegrpo_jax.evaluation.panel import check_names, panel_rewards
 from densegrpo_jax.rewards.base import Reward, RewardError
 from densegrpo_jax.rewards.differentiable import without_gradient
 from densegrpo_jax.rewards.scorer import Scorer
@@ -126,6 +126,7 @@ def search(
     results: Results | None,
     *,
     given: np.ndarray | None = None,
+    panel: Sequence[Reward] | None = None,
 ) -> dict[int, dict]:
     """Prompt's index -> result. The primary process adds it to `results`, and leaves out what they
     hold.
@@ -134,6 +135,7 @@ def search(
       policy: None: the base.
       results: of `open_results`, with the same arguments.
       given: images uint8 [B, H, W, 3] that refine starts from, for each prompt.
+      panel: of `unseen_rewards`; None: made here.
 
     Raises:
       Preempted: a stop was requested; finished prompts are kept.
@@ -148,10 +150,11 @@ def search(
     keys = key_data(jax.vmap(lambda i: jax.random.fold_in(seed, i))(np.arange(len(prompts))))
     base = make_sampler(session.pipeline, config, config.eval.steps, session.mesh)
     embed = make_embedding(config.eval.embedding)
+    unseen = unseen_rewards(session, prompts) if panel is None else panel
     with contextlib.ExitStack() as stack:
-        scorer, *panel = (
+        scorer, *scorers = (
             stack.enter_context(Scorer(reward, config.reward_workers))
-            for reward in (session.reward, *unseen_rewards(session, prompts))
+            for reward in (session.reward, *unseen)
         )
         model = Model(session, policy, scorer, search_kernel_of(config))
         if not unit and todo and _needs_unit(o):
@@ -186,7 +189,7 @@ def search(
                 try:
                     found = _one_batch(
                         *(model, session, policy, base, prompts, keys, rows, rule, budget, latents),
-                        *(panel, embed),
+                        *(scorers, embed),
                     )
                 except Unscored as error:
                     if not failed:  # weights or texts that are not finite would spoil all prompts
@@ -229,12 +232,13 @@ def open_results(
     *,
     restart: bool = False,
     given: np.ndarray | None = None,
+    panel: Sequence[Reward] | None = None,
     name: str = 'results',
 ) -> Results | None:
     """The results in `out` so far, in the primary process; None in others.
 
     Args:
-      policy, given: as in `search`.
+      policy, given, panel: as in `search`.
       restart: forget them.
       name: of the agreement about them, unique within a run.
 
@@ -243,7 +247,9 @@ def open_results(
     """
     config = checked.config
     noise = checked.schedule.noise_levels.tolist() if config.noise.psi_path else None
-    facts = {'policy': weights_digest(policy), **checked.facts(), 'psi': noise}
+    unseen = unseen_rewards(checked, prompts) if panel is None else panel
+    told = checked.facts([checked.reward, *unseen])
+    facts = {'policy': weights_digest(policy), **told, 'psi': noise}
     settings = identity.record('search', config, facts) | {
         'prompts': [p.text for p in prompts],
         'content of the prompts': content_hash(PromptSet(tuple(prompts))),
@@ -301,14 +307,11 @@ def unseen_rewards(session: Checked, prompts: Sequence[Prompt]) -> list[Reward]:
     prompts.
 
     Raises:
-      ValueError: a reward cannot score a prompt, or its scores have the same names as the search's.
+      ValueError: a reward cannot score a prompt, or two scores have one name.
     """
     rewards = panel_rewards(session.config)
+    check_names([session.reward, *rewards])
     for reward in rewards:
-        if twice := {*reward.names} & {*session.reward.names}:
-            raise ValueError(
-                f'score names {sorted(twice)} occur in reward and in eval.panel; names must differ'
-            )
         reward.check(*columns(prompts))
     return rewards
 

@@ -126,5 +126,14 @@ def test_losses_that_cannot_be():
         Loss(loss_sums, needs=('ref', 'best'))
     with pytest.raises(ValueError, match='trajectories are of whole groups'):
         Loss(loss_sums, trajectories=True)
+    for metrics, name in (
+        ({'sums': ('loss',)}, 'loss'),
+        ({'maxima': ('share', 'grad_norm')}, 'grad_norm'),
+        ({'sums': ('zero_spread',)}, 'zero_spread'),
+        ({'sums': ('reward_ocr',)}, 'reward_ocr'),
+        ({'sums': ('share',), 'maxima': ('share',)}, 'share'),
+    ):
+        with pytest.raises(ValueError, match=f'have \'{name}\', .*rename it, such as "own_{name}"'):
+            Loss(loss_sums, **metrics)
     with pytest.raises(ValueError, match='weights are of single samples'):
         Loss(loss_sums, weights=best_weights)

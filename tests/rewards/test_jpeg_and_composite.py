@@ -148,6 +148,22 @@ def test_a_score_beyond_the_range_of_its_reward_is_told_once(caplog):
     assert 'is 91.8, beyond its range 0 to 1' in said
 
 
+@pytest.mark.parametrize(
+    'name, owner',
+    [
+        ('total', 'the weighted sum of the rewards'),
+        ('group_best', 'the metric train/reward_group_best'),
+        ('standard_error', 'the metric eval/standard_error'),
+        ('fallen', 'the metric guard/fallen'),
+    ],
+)
+def test_a_score_takes_no_name_that_the_log_gives_to_something_else(name, owner):
+    parts = [(Constant('a', [1]), 1.0), (Constant('mine', [1], names=('b', name)), 0.0)]
+    message = f"'mine' has a score '{name}', which is the name of {owner}: rename .*`prefix`"
+    with pytest.raises(ValueError, match=message):
+        CompositeReward(parts)
+
+
 @pytest.mark.parametrize('weights', [(), (0.0, 0.0), (1.0, float('nan'))])
 def test_impossible_weights(weights):
     with pytest.raises(ValueError, match=r'weight'):
@@ -247,6 +263,7 @@ class Tensor:
         (Scores({'mine': Tensor()}, np.ones(2, bool)), r'mine is tensor\(.*numbers \(torch: '),
         (Scores({'mine': np.zeros(2)}, Tensor()), r'valid is tensor\(.*truth values \(torch: '),
         (Scores({1: np.zeros(2), 'a': np.zeros(2)}, np.ones(2, bool)), r"returned scores \['1', "),
+        (Scores({'valid': np.zeros(2)}, [True, True]), r'valid is \[True, True\]; .*truth values'),
     ],
 )
 def test_what_is_no_scores_is_blamed_on_its_own_reward(returned, said):

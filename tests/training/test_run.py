@@ -9,9 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
+from densegrpo_jax.core.losses import METRICS
 from densegrpo_jax.data.prompts import tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.rewards.composite import TAKEN
 from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.checkpoint_errors import CheckpointMismatch
@@ -57,6 +59,13 @@ def test_runs_and_reports(folder, tmp_path):
         'seconds/sample',
     } <= set(table[1])
     assert 'gain/step_2' not in table[1]  # the deterministic last step is not trained
+    # no score and no metric of a loss of one's own can have the name of one of these
+    logged = {tuple(name.split('/')) for row in table for name in row if '/' in name}
+    in_group = lambda group: {name for of, name in logged if of == group}
+    assert in_group('eval') - {'total', 'jpeg'} <= {*TAKEN}
+    of_scores = {'reward_jpeg', 'reward_group_best'}
+    step_wise = {of for of, name in logged if name.startswith('step_')}
+    assert (in_group('train') | step_wise) - of_scores <= METRICS and 'group_best' in TAKEN
     step, state, _ = final_state(tmp_path)
     assert step == 3 and any(
         np.abs(v).max() > 0 for k, v in state.items() if k.startswith('policy') and k.endswith('/b')
