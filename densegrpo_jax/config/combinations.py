@@ -199,8 +199,8 @@ def problems(c) -> Iterator[str]:
         )
     if p.rule.reads not in p.shape.points:
         yield (
-            f'credit.rule={c.credit.rule!r} reads the rewards of points of the kind '
-            f'{p.rule.reads!r}, and plan.kind={c.plan.kind!r} has {sorted(p.shape.points)}: '
+            f'credit.rule={c.credit.rule!r} reads the rewards of each {p.rule.reads}, and '
+            f'plan.kind={c.plan.kind!r} scores each {" and ".join(sorted(p.shape.points))}: '
             f'{_served(p)}'
         )
     if not p.shape.scores_states and not p.rule.per_sample:

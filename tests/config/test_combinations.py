@@ -20,7 +20,7 @@ NFT = {'loss.kind': 'nft', 'credit.rule': 'sparse', 'loss.noise_power': 0.0}
 CASES = [
     (
         {'plan.kind': 'branch', 'rollout.shared_noise': True},
-        "credit.rule='dense' reads .*'state', and plan.kind='branch' has .'branch'.: use "
+        "credit.rule='dense' reads .* each state, and plan.kind='branch' scores each branch: use "
         "credit.rule='branch', or plan.kind='trajectory'",
     ),
     ({'credit.rule': 'branch'}, "use credit.rule='sparse' or .*, or plan.kind='branch'"),
@@ -32,7 +32,7 @@ CASES = [
     ),
     (
         {'plan.kind': 'tree', 'rollout.shared_noise': True, 'credit.rule': 'branch'},
-        "and plan.kind='tree' has .'state'.: use credit.rule='sparse', or plan.kind='branch'",
+        "and plan.kind='tree' scores each state: use credit.rule='sparse', or plan.kind='branch'",
     ),
     (
         {'plan.kind': 'tree', 'rollout.shared_noise': True, 'credit.rule': 'sparse'}
@@ -121,7 +121,7 @@ CASES = [
         {'loss.kind': 'pair', 'plan.seeds': 2, 'rollout.shared_noise': True},
         "'pair' compares all samples of a prompt, .* use plan.seeds=1",
     ),
-    ({**BRANCH, 'credit.rule': 'sdpo'}, "credit.rule='sdpo' reads .*'x0hat'"),
+    ({**BRANCH, 'credit.rule': 'sdpo'}, "credit.rule='sdpo' reads .* each x0hat"),
     (
         {'credit.process': 'gain'},
         "'gain' is credit by a process reward, .*use guide.source='probe' or .*'none'",
