@@ -76,18 +76,6 @@ def interrupt(rewards: Iterable) -> None:
             reward.interrupt()
 
 
-def fingerprints(rewards: Iterable) -> dict[str, str]:
-    """names[0] -> fingerprint, for the rewards and parts of sums that servers compute; asks servers
-    not yet asked.
-    """
-    found = {}
-    for reward in rewards:
-        if hasattr(type(reward), 'fingerprint'):
-            found[reward.names[0]] = reward.fingerprint
-        found |= fingerprints(part for part, _ in getattr(reward, 'parts', ()))
-    return found
-
-
 def at_least_one(owner: str, **options: int) -> None:
     """Raises ValueError, naming OWNER.OPTION, if an option is below 1."""
     for name, value in options.items():
