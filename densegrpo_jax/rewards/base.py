@@ -44,6 +44,8 @@ class Reward(Protocol):
     batch_size (optional): images that it computes at once. A reward that declares it is given that
       many per call: smaller calls would only wait for each other, and leave its batches unfilled.
       The others get an equal share of a batch per thread.
+    weight_files (optional): a method without arguments, the paths of its files of weights. Whoever
+      continues a run or a table is refused where their contents have changed.
     """
 
     name: str

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
+from densegrpo_jax.pipelines.weights.content import content_digest
 from densegrpo_jax.rewards.base import Reward
+from densegrpo_jax.runtime.named import failure
 
 
 def reward_facts(rewards: Iterable[Reward]) -> dict[str, dict[str, str]]:
     """The fingerprints of servers, which are asked if they were not yet; and, if there are any, the
-    `directions`.
+    `directions` and `weights`.
     """
     rewards = [*rewards]
     asked = lambda reward: reward.fingerprint if hasattr(type(reward), 'fingerprint') else None
-    told = {'directions of rewards': directions(rewards)}
+    told = {'directions of rewards': directions(rewards), 'weights of rewards': weights(rewards)}
     held = {fact: of for fact, of in told.items() if of}
     return {'servers of rewards': _by_name(rewards, asked), **held}
 
@@ -30,6 +34,37 @@ def directions(rewards: Iterable[Reward]) -> dict[str, str]:
         return hashlib.sha256(content).hexdigest()[:12]
 
     return _by_name(rewards, digest)
+
+
+def weights(rewards: Iterable[Reward]) -> dict[str, str]:
+    """names[0] -> `content_digest` of the weights, of the rewards and parts of sums that name their
+    files: equal for a copy in another place.
+
+    Raises:
+      OSError: a file cannot be read. ValueError: a reward of somebody's own cannot name its files.
+    """
+    return _by_name(rewards, _weights)
+
+
+def _weights(reward: Reward) -> str | None:
+    if not callable(find := getattr(reward, 'weight_files', None)):
+        return None
+    try:
+        files = [pathlib.Path(file) for file in find()]
+    except (ValueError, OSError):  # these say what is wrong
+        raise
+    except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
+        raise ValueError(
+            f'weight_files() of reward {reward.name!r} gives no paths: {failure(error)}'
+        ) from error
+    found = [(file, file.stat()) for file in files]
+    return _digest(*((f, stat.st_size, stat.st_mtime_ns) for f, stat in found)) if found else None
+
+
+@functools.cache
+def _digest(*files: tuple[pathlib.Path, int, int]) -> str:
+    """Of (path, size, time of change): a command makes several records."""
+    return content_digest(path for path, *_ in files)
 
 
 def _by_name(rewards: Iterable[Reward], tell: Callable[[Reward], str | None]) -> dict[str, str]:
