@@ -4,8 +4,9 @@ searches, sweeps.
 A record holds the keys that decide (`record`); `differences` compares two records. Keys of the
 machine and of the display do not decide: a run continues on other devices. Which of the other keys
 decide depends on the scope, the kind of thing compared. A record also holds *facts* that no key
-tells: digests of the base, of prompts and of a user's own code, fingerprints of reward servers,
-calibrated noise levels. Where facts tell what a key names, the name does not decide (`TOLD_BY`).
+tells: digests of the base, of prompts, of rewards' weights and of a user's own code, fingerprints
+of reward servers, calibrated noise levels. Where facts tell what a key names, the name does not
+decide (`TOLD_BY`).
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ _DEFAULT_FACTS: Mapping[str, object] = {
 }
 # Of these facts, an entry that the old record lacks is unknown: which rewards there are is told by
 # the keys, and earlier searches did not record the panel's.
-_BY_REWARD = ('servers of rewards',)
+_BY_REWARD = ('servers of rewards', 'weights of rewards')
 # These keys are unknown if missing: earlier checkpoints did not record them.
 _UNTOLD = ('eval.steps', 'eval.best')
 

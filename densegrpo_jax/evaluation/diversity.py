@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from PIL import Image
 
+from densegrpo_jax.pipelines.weights.content import content_digest
+
 SIDE = 16  # pixels of the embedding without a model
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -66,6 +68,17 @@ def embedding_folder(name: str) -> pathlib.Path | None:
     )
     clip.read_clip(found(files=clip.PROCESSOR_FILES), text=False)  # else gigabytes come first
     return found(files=clip.FILES)
+
+
+def embedding_facts(name: str) -> dict[str, str]:
+    """What no name tells of the embedding, for records: a digest of its weights; {} for 'pixels'.
+    Raises the errors of `make_embedding`.
+    """
+    if (folder := embedding_folder(name)) is None:
+        return {}
+    from densegrpo_jax.pipelines.weights.files import weight_files
+
+    return {'weights of eval.embedding': content_digest(weight_files(folder)[0])}
 
 
 def make_embedding(name: str) -> Embed:

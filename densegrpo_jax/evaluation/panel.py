@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from densegrpo_jax.config import identity
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.divergence import KL
+from densegrpo_jax.evaluation.diversity import embedding_facts
 from densegrpo_jax.evaluation.evaluator import DIVERSITY
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.base import Reward
@@ -131,6 +132,7 @@ def settings(checked: Checked, which: dict[str, Part], group: int) -> dict:
         'noise of the KL': 'of each run' if config.noise.calibrate else None,
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
         'group': group,
+        **(embedding_facts(config.eval.embedding) if group > 1 else {}),
     }
     record = identity.record('evaluation', config, facts)
     if group == 1:  # no diversity is measured

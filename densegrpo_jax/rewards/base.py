@@ -44,6 +44,8 @@ class Reward(Protocol):
     batch_size (optional): images that it computes at once. A reward that declares it is given that
       many per call: smaller calls would only wait for each other, and leave its batches unfilled.
       The others get an equal share of a batch per thread.
+    weight_files (optional): a method without arguments, the paths of its files of weights. Whoever
+      continues a run or a table is refused where their contents have changed.
     """
 
     name: str
@@ -74,18 +76,6 @@ def interrupt(rewards: Iterable) -> None:
     for reward in rewards:
         if isinstance(reward, Interruptible):
             reward.interrupt()
-
-
-def fingerprints(rewards: Iterable) -> dict[str, str]:
-    """names[0] -> fingerprint, for the rewards and parts of sums that servers compute; asks servers
-    not yet asked.
-    """
-    found = {}
-    for reward in rewards:
-        if hasattr(type(reward), 'fingerprint'):
-            found[reward.names[0]] = reward.fingerprint
-        found |= fingerprints(part for part, _ in getattr(reward, 'parts', ()))
-    return found
 
 
 def at_least_one(owner: str, **options: int) -> None:

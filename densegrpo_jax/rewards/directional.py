@@ -5,14 +5,12 @@ otherwise the same. `densegrpo_jax.direction` learns the direction and writes it
 """
 
 import dataclasses
-import hashlib
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
 
 FORMAT = 1  # of the files
@@ -186,25 +184,3 @@ def embedding_rewards(rewards: Mapping[str, Mapping]) -> list[str]:
         for name, options in rewards.items()
         if options.get('kind', name) in EMBEDDING_REWARDS and options.get('weight', 1.0)
     ]
-
-
-def reward_facts(rewards: Iterable) -> dict[str, dict[str, str]]:
-    """What no key tells of rewards, for records that decide whether results are comparable:
-    `base.fingerprints` of servers, and `directions` if there are any.
-    """
-    rewards = [*rewards]
-    guided = directions(rewards)
-    told = {'directions of rewards': guided} if guided else {}
-    return {'servers of rewards': fingerprints(rewards), **told}
-
-
-def directions(rewards: Iterable) -> dict[str, str]:
-    """name -> digest of the direction, of those of `rewards` and parts of sums that are guided."""
-    found = {}
-    for reward in rewards:
-        if (direction := getattr(reward, 'direction', None)) is not None:
-            content = direction.vector.tobytes() + repr(direction.omega).encode()
-            content += repr(direction.renormalise).encode()
-            found[reward.name] = hashlib.sha256(content).hexdigest()[:12]
-        found |= directions(part for part, _ in getattr(reward, 'parts', ()))
-    return found

@@ -46,7 +46,7 @@ def _check_fingerprint(found: Sequence[Difference], where: str) -> None:
         raise CheckpointMismatch(
             f'{where} belongs to other settings:\n'
             f'{lines}\n'
-            'Use the configuration it was made with, or another --workdir.'
+            'Use the configuration and the files it was made with, or another --workdir.'
         )
 
 

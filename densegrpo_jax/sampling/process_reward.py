@@ -24,7 +24,7 @@ from densegrpo_jax.config.method import own_code
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import reward_params, text_features, without_gradient
-from densegrpo_jax.rewards.directional import reward_facts
+from densegrpo_jax.rewards.facts import reward_facts
 from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.runtime.reading import parse_json

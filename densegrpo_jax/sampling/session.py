@@ -38,7 +38,8 @@ from densegrpo_jax.pipelines.released import released, released_pipeline
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
-from densegrpo_jax.rewards.directional import reward_facts, with_direction
+from densegrpo_jax.rewards.directional import with_direction
+from densegrpo_jax.rewards.facts import reward_facts
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.paths import folder_problem
 from densegrpo_jax.runtime.sharding import shardings

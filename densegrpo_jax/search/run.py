@@ -17,7 +17,7 @@ from absl import logging
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import check_search_kernel, search_kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet, columns
-from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
+from densegrpo_jax.evaluation.diversity import embedding_facts, make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import finite_mean
 from densegrpo_jax.evaluation.panel import check_names, panel_rewards
 from densegrpo_jax.rewards.base import Reward, RewardError
@@ -250,6 +250,7 @@ def open_results(
     unseen = unseen_rewards(checked, prompts) if panel is None else panel
     told = checked.facts([checked.reward, *unseen])
     facts = {'policy': weights_digest(policy), **told, 'psi': noise}
+    facts |= embedding_facts(config.eval.embedding)
     settings = identity.record('search', config, facts) | {
         'prompts': [p.text for p in prompts],
         'content of the prompts': content_hash(PromptSet(tuple(prompts))),

@@ -10,7 +10,7 @@ from configs import tiny_scene
 from densegrpo_jax.config import identity
 from densegrpo_jax.core.direction import guided_text
 from densegrpo_jax.data.shapes import Object, draw
-from densegrpo_jax.rewards import directional
+from densegrpo_jax.rewards import directional, facts
 from densegrpo_jax.rewards.build import REWARDS, build_reward, resolve
 from densegrpo_jax.rewards.directional import EMBEDDING_REWARDS, Direction
 from densegrpo_jax.rewards.local.scene_embedding import DIMENSIONS, SceneEmbeddingReward
@@ -192,8 +192,8 @@ def test_which_reward_of_a_configuration_is_guided(saved):
     spec = {'scene_embedding': {}, 'jpeg': {'weight': 0.1}}
     guided = build_reward(directional.with_direction(spec, path, 1.5, False))
     assert guided.names == ('total', 'scene_embedding', 'scene_embedding_unguided', 'jpeg')
-    assert list(directional.directions([guided])) == ['scene_embedding']
-    assert directional.directions([build_reward(spec)]) == {}
+    assert list(facts.directions([guided])) == ['scene_embedding']
+    assert facts.directions([build_reward(spec)]) == {}
     for spec, message in (
         ({'ocr': {}}, r"none of \['ocr'\] has an embedding: expected one of clipscore, picksc"),
         ({'scene_embedding': {'weight': 0.0}, 'jpeg': {}}, 'none of'),
@@ -210,7 +210,7 @@ def test_a_configuration_says_what_its_direction_was_learned_with(saved):
     config = tiny_scene.get_config('method=d2_align')
     config.d2.file = path
     checked = Checked(config, None, None, None, None)
-    assert [*directional.directions([checked.reward])] == ['scene_embedding']
+    assert [*facts.directions([checked.reward])] == ['scene_embedding']
     for key, value, message in (
         ('omega', 1.2, 'learned with d2.omega=1.5, and d2.omega=1.2 is set: set d2.omega=1.5'),
         ('renormalise', True, 'learned with d2.renormalise=False, and d2.renormalise=True'),
@@ -222,7 +222,7 @@ def test_a_configuration_says_what_its_direction_was_learned_with(saved):
     assert identity.differences(
         'evaluation',
         identity.record('evaluation', config),
-        identity.record('evaluation', config, directional.reward_facts([checked.reward])),
+        identity.record('evaluation', config, facts.reward_facts([checked.reward])),
     )
 
 
@@ -230,7 +230,7 @@ def test_a_direction_is_part_of_what_it_guides(saved, tmp_path):
     path, made = saved
     other = tmp_path / 'other.npz'
     directional.write_direction(other, dataclasses.replace(made, vector=2 * made.vector))
-    tells = lambda **options: directional.directions([SceneEmbeddingReward(**options)])
+    tells = lambda **options: facts.directions([SceneEmbeddingReward(**options)])
     assert tells(direction=path) == tells(direction=path, omega=1.5)
     assert tells(direction=path) != tells(direction=str(other))
     assert tells(direction=path) != tells(direction=path, omega=1.4)

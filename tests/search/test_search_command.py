@@ -339,6 +339,29 @@ def test_a_score_with_the_name_of_the_mask_is_a_score(session):
     np.testing.assert_array_equal(found.values['valid'], -found.values['quality'])
 
 
+def test_a_search_goes_on_with_the_weights_that_it_began_with(session, tmp_path, monkeypatch):
+    """Those of its reward, and of the embedding that diversity is measured in."""
+    file, clip = tmp_path / 'reward.safetensors', random_clip(tmp_path / 'clip')
+    monkeypatch.setattr(PixelsReward, 'weight_files', lambda self: [file], raising=False)
+    config = session.config.copy_and_resolve_references()
+    config.eval.embedding = str(clip)
+    opened = lambda: run.open_results(
+        dataclasses.replace(session, config=config), None, PROMPTS, tmp_path / 'out'
+    )
+    file.write_bytes(b'a')
+    opened()
+    opened()
+    file.write_bytes(b'bb')
+    with pytest.raises(ValueError, match=r'\(weights of rewards\.pixels: [^;]*\)'):
+        opened()
+    file.write_bytes(b'a')
+    stored = bytearray((clip / 'model.safetensors').read_bytes())
+    stored[-1] ^= 64
+    (clip / 'model.safetensors').write_bytes(stored)
+    with pytest.raises(ValueError, match=r'\(weights of eval\.embedding: [^;]*\).*--restart'):
+        opened()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('devices', [1, 2])
 def test_many_particles_go_through_the_network_a_few_at_a_time(session, devices):

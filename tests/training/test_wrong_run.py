@@ -176,6 +176,21 @@ def test_a_run_continues_on_the_base_and_prompts_that_it_began_with(own, tmp_pat
     assert 'model.path' not in str(found.value)
 
 
+def test_a_run_continues_with_the_weights_that_its_reward_began_with(own, tmp_path, monkeypatch):
+    _, workdir, config = own
+    files = [tmp_path / 'reward.safetensors']
+    files[0].write_bytes(b'as published')
+    monkeypatch.setattr(JpegReward, 'weight_files', lambda self: files, raising=False)
+    train(config, workdir)  # what it had in the first update is not on record
+    files = [shutil.copy(files[0], tmp_path / 'copy.safetensors')]
+    assert earlier(config, workdir) == (2, [])
+    (tmp_path / 'copy.safetensors').write_bytes(b'of a later day')
+    told = r'(?s)weights of rewards\.jpeg: .* there, .* here\nUse .* the files .*another --workdir'
+    with pytest.raises(CheckpointMismatch, match=told) as found:
+        train(config, workdir)
+    assert str(found.value).count('\n') == 2  # nothing else
+
+
 @pytest.mark.parametrize(
     'file', ['scheduler/scheduler_config.json', 'tokenizer/tokenizer_config.json']
 )

@@ -61,6 +61,10 @@ class AestheticReward(ClipReward):
         params, features = super().shapes(count)
         return {**params, 'head': self._head[2]}, features
 
+    def weight_files(self):
+        """See `Reward`."""
+        return [*super().weight_files(), self._head[0]]
+
     def _loaded(self):
         from densegrpo_jax.pipelines.weights import files as weights
 

@@ -169,6 +169,12 @@ class ClipReward:
                 total.update(hashlib.file_digest(file, 'sha256').digest())
         return total.hexdigest()[:16]
 
+    def weight_files(self) -> list[pathlib.Path]:
+        """See `Reward`."""
+        from densegrpo_jax.pipelines.weights.files import weight_files
+
+        return weight_files(self._source)[0]
+
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Accepts every prompt."""
 

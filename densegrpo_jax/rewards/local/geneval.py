@@ -1,12 +1,19 @@
 """GenEval reward: are the prompt's objects there, in the right number, colours and places?"""
 
+import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from densegrpo_jax.data.geneval import check_metadata
 from densegrpo_jax.rewards.base import Scores, check_batch, each_or_none
-from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER, SIDE, GenevalDetector
+from densegrpo_jax.rewards.local.geneval_detector import (
+    CLIP,
+    MASK2FORMER,
+    SIDE,
+    GenevalDetector,
+    model_files,
+)
 from densegrpo_jax.rewards.local.geneval_rule import (
     MAX_OBJECTS,
     Detection,
@@ -67,8 +74,13 @@ class GenevalReward:
             if make_detector
             else GenevalDetector(mask2former, clip, torch_device=torch_device, side=side)
         )
+        self._models = () if make_detector else (mask2former, clip)
         self.batch_size = batch_size
         self._half_for_wrong_position = half_for_wrong_position
+
+    def weight_files(self) -> list[pathlib.Path]:
+        """See `Reward`; none of another detector."""
+        return [file for name in self._models for file in model_files(name)]
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if its metadata do not say what should be in the

@@ -4,6 +4,7 @@ imported only when they are loaded (requirements-geneval.txt).
 """
 
 import contextlib
+import pathlib
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -309,3 +310,19 @@ def _load(kind, name: str):
             f'geneval: {name!r} lacks {len(absent)} weights of {kind.__name__}, such as {absent[0]}'
         )
     return model.eval()
+
+
+def model_files(name: str) -> list[pathlib.Path]:
+    """The safetensors files of a folder, or of what Hugging Face's cache has of an id, as `_load`
+    reads them; [] if they are elsewhere.
+    """
+    import huggingface_hub
+
+    folder = pathlib.Path(name)
+    if not folder.is_dir():
+        found = huggingface_hub.try_to_load_from_cache(name, 'config.json')
+        if not isinstance(found, str):
+            return []
+        folder = pathlib.Path(found).parent
+    whole = folder / 'model.safetensors'
+    return [whole] if whole.is_file() else sorted(folder.glob('model-*.safetensors'))

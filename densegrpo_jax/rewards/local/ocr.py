@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import pathlib
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -173,11 +174,12 @@ class OcrReward:
                 f'{width_scale}; '
                 'expected batch_size >= 1, detect_side >= 32 and width_scale in [0.25, 4]'
             )
+        self._files: list[pathlib.Path] = []
         own_reader = make_reader is not None
         # missing models are reported here, not by a worker thread in the middle of a run
         if make_reader is None:
-            for file in (RECOGNISER,) if mode == 'recognise' else (DETECTOR, RECOGNISER):
-                model_file(file)
+            files = (RECOGNISER,) if mode == 'recognise' else (DETECTOR, RECOGNISER)
+            self._files = [model_file(file) for file in files]
             if mode == 'recognise':
                 make_reader = functools.partial(LineReader, width_scale)
             else:
@@ -191,6 +193,10 @@ class OcrReward:
         self._batch_size = batch_size
         self._told: set[str] = set()
         self._local = threading.local()
+
+    def weight_files(self) -> list[pathlib.Path]:
+        """See `Reward`; none of another engine."""
+        return self._files
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if one has no target. Warns of targets with

@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from densegrpo_jax.rewards.base import Reward
+from densegrpo_jax.rewards.facts import weights
 from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.trees import json_value
@@ -43,12 +44,14 @@ LONG_SECONDS = 300.0  # of scoring, after which the log says so
 
 def fingerprint(reward: Reward, spec: dict, version: str, code: Mapping[str, str] = {}) -> str:
     """Identifies a reward by its configuration (JSON values), scores and range, by the version of
-    the package that computes it, and by the code of rewards of a user's own (name -> digest); 16
-    hex digits.
+    the package that computes it, by its weights, and by the code of rewards of a user's own (name
+    -> digest); 16 hex digits.
     """
     facts = [version, spec, list(reward.names), [repr(float(end)) for end in reward.range]]
     if code:
         facts.append(dict(code))
+    if held := weights([reward]):
+        facts.append({'weights': held})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
