@@ -194,7 +194,7 @@ def test_operations_follow_the_configuration():
     ('changes', 'key'),
     [
         ({'rollout.prompts_per_batch': 1}, 'rollout.prompts_per_batch'),
-        ({'guard.on': True, 'guard.images': 9}, 'guard.images=9 .*raise eval.batch=8'),
+        ({'guard.on': True, 'guard.images': 9}, 'guard.images=9: all .* eval.batch=8 holds fewer'),
     ],
 )
 def test_geometry_is_checked_first(changes, key):
