@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from absl import flags
@@ -10,14 +11,14 @@ from ml_collections import ConfigDict
 
 # a required flag that is not given
 _ABSENT = re.compile(r'flag --(\w+)=None: Flag --\1 must have a value other than None\.')
-# a key whose value has another type
-_MISREAD = re.compile(r'flag --((?:no)?config\.([\w.]+)=.*?): .*', re.DOTALL)
+# a key whose value has another type: the key, then the value and the library's words
+_MISREAD = re.compile(r'flag --((?:no)?config\.([\w.]+))=(.*)', re.DOTALL)
 _TYPES = {
     bool: 'true or false',
     int: 'a whole number',
     float: 'a number',
     tuple: "a tuple, as in \"('a', 'b')\"",
-    ConfigDict: 'a group of keys: set each by its own flag, or all by "{\'key\': value}"',
+    ConfigDict: 'a group of keys: set each by its own flag, or all as Python, "{\'key\': value}"',
 }
 
 
@@ -36,4 +37,11 @@ def _misread(found: re.Match) -> str:
     value: Any = flags.FLAGS['config'].value
     for name in found[2].split('.'):
         value = value[name]
-    return f'--{found[1]}: expected {_TYPES[type(value)]}' if type(value) in _TYPES else found[0]
+    if type(value) not in _TYPES:
+        return found[0]
+    # a value may have a colon itself
+    given = {text for arg in sys.argv for text in (arg, arg.partition('=')[2])}
+    whole = [text for text in given if found[3].startswith(f'{text}: ')]
+    text = max(whole, key=len, default=found[3].partition(': ')[0])
+    invalid = ', which this is not' if text.startswith('{') else ''
+    return f'--{found[1]}={text}: expected {_TYPES[type(value)]}{invalid}'

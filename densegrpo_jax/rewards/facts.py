@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
@@ -47,17 +48,20 @@ def weights(rewards: Iterable[Reward]) -> dict[str, str]:
 
 
 def _weights(reward: Reward) -> str | None:
-    if not callable(find := getattr(reward, 'weight_files', None)):
+    if (find := getattr(reward, 'weight_files', None)) is None:
         return None
     try:
-        files = [pathlib.Path(file) for file in find()]
-    except (ValueError, OSError):  # these say what is wrong
-        raise
+        listed = find()
+        if isinstance(listed, str | bytes | os.PathLike):
+            raise TypeError(f'expected a list of paths, got {listed!r}')
+        files = [pathlib.Path(file) for file in listed]
+        if folders := [str(file) for file in files if file.is_dir()]:
+            raise TypeError(f'expected files, got the folder {folders[0]}')
+        found = [(file, file.stat()) for file in files]
     except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
         raise ValueError(
-            f'weight_files() of reward {reward.name!r} gives no paths: {failure(error)}'
+            f'weight_files() of reward {reward.name!r} gives no paths of files: {failure(error)}'
         ) from error
-    found = [(file, file.stat()) for file in files]
     return _digest(*((f, stat.st_size, stat.st_mtime_ns) for f, stat in found)) if found else None
 
 

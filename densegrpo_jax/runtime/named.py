@@ -71,13 +71,16 @@ def imported(path: str, what: str) -> Any:
       ValueError too for whatever the module itself raises.
     """
     module, _, name = path.partition(':')
+    if name and (module.endswith('.py') or '/' in module):
+        *folders, stem = module.removesuffix('.py').split('/')
+        inside = all(map(str.isidentifier, folders))
+        proposed = '.'.join([*folders, stem] if inside else [stem])
+        where = '' if inside else f', with {"/".join(folders)} on the import path (PYTHONPATH)'
+        raise ValueError(
+            f"{what}: {module!r} is a file; expected the module's name, as {proposed}:{name}{where}"
+        )
     if not module or not name or module.startswith('.'):
         raise ValueError(f'{what}: expected package.module:object')
-    if module.endswith('.py') or '/' in module:
-        name_of = module.removesuffix('.py').strip('./').replace('/', '.')
-        raise ValueError(
-            f"{what}: {module!r} is a file; expected the module's name, as {name_of}:{name}"
-        )
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

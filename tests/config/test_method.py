@@ -110,6 +110,7 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             {'credit__rule': 'lib/own.py:rule'},
             "is a file; expected the module's name, as lib.own:rule",
         ),
+        ({'credit__rule': '/a/own.py:rule'}, 'as own:rule, with /a on the import path'),
         ({'credit__rule': 'own_method:kernel'}, 'is of the kind Kernel; expected a CreditRule'),
         ({'rollout__kernel': 'own_method:rule'}, 'is of the kind CreditRule; expected a Kernel'),
         ({'rollout__noise': 'own_method:assign'}, 'is of the kind function; expected a NoiseTable'),

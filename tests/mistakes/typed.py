@@ -59,6 +59,7 @@ KEYS = [
     ('full=maybe', '--config.full=maybe: expected true or false'),
     ("checkpoint.pin=(1, 'a'", 'expected a tuple, as in'),
     ('reward=ocr', '--config.reward=ocr: expected a group of keys'),
+    ("reward={'ocr': {}", "--config.reward={'ocr': {}: expected a group of keys"),
     ('rollout.steps=', 'rollout.steps'),
     ('rollout.prompts_per_batch=3', 'prompts_per_batch=3 does not divide rollout.prompts=8'),
     ('rollout.kernel=sdee', "did you mean 'sde'"),

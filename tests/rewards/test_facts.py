@@ -99,11 +99,17 @@ def test_a_reward_of_ones_own_names_its_files(tmp_path):
     [[name, before]] = weights([own(lambda: [str(tmp_path / 'a.pt')])]).items()
     (tmp_path / 'a.pt').write_bytes(b'bb')
     assert weights([own(lambda: (tmp_path / 'a.pt',))]) != {name: before} and name == 'warmth'
-    assert weights([own(lambda: []), own(['a.pt'])]) == {}  # none; something of another meaning
-    with pytest.raises(ValueError, match=r"weight_files\(\) of reward 'mine' gives no paths: Zero"):
+    assert weights([own(lambda: [])]) == {}
+    for files, said in (
+        (['a.pt'], 'TypeError'),  # no method
+        (lambda: str(tmp_path / 'a.pt'), 'expected a list of paths, got'),
+        (lambda: [tmp_path], 'expected files, got the folder'),
+        (lambda: [tmp_path / 'b.pt'], 'FileNotFoundError'),
+    ):
+        with pytest.raises(ValueError, match=rf"'mine' gives no paths of files: .*{said}"):
+            weights([own(files)])
+    with pytest.raises(ValueError, match=r"weight_files\(\) of reward 'mine' gives no .*: Zero"):
         weights([own(lambda: 1 // 0)])
-    with pytest.raises(FileNotFoundError, match='gone.pt'):
-        weights([own(lambda: [tmp_path / 'gone.pt'])])
 
 
 def test_two_of_one_name_are_both_told():
