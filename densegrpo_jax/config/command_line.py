@@ -318,7 +318,7 @@ def _parse(args: list[str]) -> list[str]:
         _refuse(f'{error}{_keys_of(error.flagname)}\n(--help lists the flags)')
     # ValueError: also for --noswitch=value. RuntimeError: a path that begins with ~NOBODY.
     except (flags.Error, ValueError, OSError, RuntimeError) as error:
-        _refuse(f'{plainly(str(error))}\n(--help lists the flags)')
+        _refuse(f'{plainly(str(error), args)}\n(--help lists the flags)')
 
 
 def _keys_of(name: str) -> str:

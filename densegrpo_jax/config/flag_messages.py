@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
+
+from densegrpo_jax.config.given import given_flags
 
 # a required flag that is not given
 _ABSENT = re.compile(r'flag --(\w+)=None: Flag --\1 must have a value other than None\.')
@@ -22,9 +24,9 @@ _TYPES = {
 }
 
 
-def plainly(message: str) -> str:
-    """The message, after the flags were read as far as they could be."""
-    return _MISREAD.sub(_misread, _ABSENT.sub(_lacking, message))
+def plainly(message: str, args: Sequence[str]) -> str:
+    """The message, after the flags of the command line `args` were read as far as they could be."""
+    return _MISREAD.sub(lambda found: _misread(found, args), _ABSENT.sub(_lacking, message))
 
 
 def _lacking(found: re.Match) -> str:
@@ -33,15 +35,15 @@ def _lacking(found: re.Match) -> str:
     return f'--{found[1]} is missing: {told}' if told else f'--{found[1]} is missing'
 
 
-def _misread(found: re.Match) -> str:
+def _misread(found: re.Match, args: Sequence[str]) -> str:
     value: Any = flags.FLAGS['config'].value
     for name in found[2].split('.'):
         value = value[name]
     if type(value) not in _TYPES:
         return found[0]
-    # a value may have a colon itself
-    given = {text for arg in sys.argv for text in (arg, arg.partition('=')[2])}
-    whole = [text for text in given if found[3].startswith(f'{text}: ')]
-    text = max(whole, key=len, default=found[3].partition(': ')[0])
+    # a value may have a colon itself; one of a flag file is not among those given
+    given = (text for name, text in given_flags(args) if name == found[1])
+    whole = (text for text in given if found[3].startswith(f'{text}: '))
+    text = next(whole, found[3].partition(': ')[0])
     invalid = ', which this is not' if text.startswith('{') else ''
     return f'--{found[1]}={text}: expected {_TYPES[type(value)]}{invalid}'

@@ -27,7 +27,7 @@ def check_given(args: Sequence[str], may_lack: Collection[str] = ()) -> None:
         script's own can be overridden; a line says so.
     """
     values: dict[str, list[str]] = {}
-    for name, value in _given(args):
+    for name, value in given_flags(args):
         if not value.strip() and not _is_choice(name, value):
             lacks = f'; --{name}={NONE} unsets what a recipe sets' if name in may_lack else ''
             raise ValueError(
@@ -69,7 +69,7 @@ def _is_choice(name: str, value: str) -> bool:
     return isinstance(flag, flags.EnumFlag) and value in flag.parser.enum_values
 
 
-def _given(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+def given_flags(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, value) of the flags, without those of flag files."""
     rest = list(args[1:])
     while rest and (arg := rest.pop(0)) != '--':

@@ -22,13 +22,18 @@ from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.planning.lowering import ASSUMED_PROMPTS, Phase, phases, reward_inside
 from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
 from densegrpo_jax.runtime.cores import cpu_cores
-from densegrpo_jax.runtime.mesh import AXES, batch_shards, check_batch, make_mesh, mesh_shape
+from densegrpo_jax.runtime.mesh import AXES, batch_shards, make_mesh, mesh_shape
 from densegrpo_jax.sampling.conditioning import evaluated_prompts
 from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training import announce
-from densegrpo_jax.training.geometry import check_geometry, rows_together, samples_at_once
+from densegrpo_jax.training.geometry import (
+    check_drawn,
+    check_geometry,
+    rows_together,
+    samples_at_once,
+)
 from densegrpo_jax.training.rounds import check_rounds
 from densegrpo_jax.training.trial import try_parts
 
@@ -110,13 +115,7 @@ def stand_in(config, topology: Topology) -> tuple[Mesh, bool]:
 
 def check_rollout(config, count: int) -> None:
     """Raises ValueError if so many devices, none of which need exist, cannot share a rollout."""
-    mesh = AbstractMesh(mesh_shape(config.mesh, count), AXES)
-    check_batch(
-        mesh,
-        config.rollout.prompts_per_batch * config.rollout.group,
-        'rollout.prompts_per_batch * rollout.group',
-        of=config.rollout.group,
-    )
+    check_drawn(config, AbstractMesh(mesh_shape(config.mesh, count), AXES))
 
 
 def plan(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:

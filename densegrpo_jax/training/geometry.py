@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from densegrpo_jax.config.method import loss_of, roles_read
 from densegrpo_jax.config.moving_keys import budget_sizes
@@ -74,13 +74,18 @@ def donates_state(config) -> bool:
     return config.full
 
 
+def check_drawn(config, mesh: Mesh | AbstractMesh) -> None:
+    """Raises ValueError if the samples that are drawn together do not divide over the mesh."""
+    r, name = config.rollout, 'rollout.prompts_per_batch * rollout.group'
+    check_batch(mesh, r.prompts_per_batch * r.group, name, of=r.group)
+
+
 def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     """Accumulation steps per update. Raises ValueError if a batch does not divide over the mesh, or
     an update does not divide into microbatches that the loss can use.
     """
     r, o, loss = config.rollout, config.optim, loss_of(config)
-    drawn = 'rollout.prompts_per_batch * rollout.group'
-    check_batch(mesh, r.prompts_per_batch * r.group, drawn, of=r.group)
+    check_drawn(config, mesh)
     check_batch(mesh, o.microbatch, 'optim.microbatch')
     kind = BATCHES[loss.batch]
     rows, whole = rows_of_sample(config, schedule), rows_together(config, schedule)
