@@ -14,6 +14,7 @@ from densegrpo_jax.evaluation.evaluator import DIVERSITY
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.trial import try_own
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts
 from densegrpo_jax.sampling.loading import find_step
@@ -118,8 +119,10 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
         result[PANEL] = Part(prompts, panel)
     for part in result.values():
         check_names(part.rewards, DIVERSITY, KL)
-        for reward in part.rewards:
-            reward.check(*columns(part.prompts))
+        for each in part.rewards:
+            each.check(*columns(part.prompts))
+            if each is not reward:  # that has been tried
+                try_own(each, *columns(part.prompts), (config.model.height, config.model.width))
     return result
 
 

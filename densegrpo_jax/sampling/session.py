@@ -40,6 +40,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.directional import with_direction
 from densegrpo_jax.rewards.facts import reward_facts
+from densegrpo_jax.rewards.trial import try_own
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.paths import folder_problem
 from densegrpo_jax.runtime.sharding import shardings
@@ -290,6 +291,8 @@ def check_parts(
     for name, prompts in sets.items():
         checked.reward.check(*columns(prompts))
         check_prompts(pipeline, prompts, f'data.{SETS[name]}')
+    for prompts in [*sets.values()][:1]:
+        try_own(checked.reward, *columns(prompts), (config.model.height, config.model.width))
     drawing_grid(pipeline, config, config.eval.steps)
     return checked
 

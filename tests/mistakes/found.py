@@ -33,6 +33,21 @@ def one(dtype, shape, size, name='weight'):
     return tensors({name: entry}, bytes(size))
 
 
+WRONG_SCORES = """
+import numpy as np
+from densegrpo_jax.rewards import Scores
+
+
+class Red:
+    name, names, range = 'red', ('red',), (0.0, 1.0)
+
+    def check(self, prompts, metadata):
+        pass
+
+    def __call__(self, images, prompts, metadata):
+        return Scores({'red': images[..., 0].mean((1, 2)).sum()}, np.ones(len(images), bool))
+"""
+
 RECIPES = [
     (write('own.py', 'def get_config():\n    pass\n'), OWN, 'get_config() returned None'),
     (write('own.py', 'def get_config():\n    return {"a": 1}\n'), OWN, "returned {'a': 1}"),
@@ -61,6 +76,17 @@ RECIPES = [
         'nowhere_at_all',
     ),
     (config("c.reward = {'remote': {'weight': 1.0, 'urls': []}}"), OWN, 'remote'),
+    (
+        both(
+            write('wrong_scores.py', WRONG_SCORES),
+            config(
+                "__import__('sys').path.insert(0, '')\n"
+                "c.reward = {'red': {'weight': 1.0, 'kind': 'wrong_scores:Red'}}"
+            ),
+        ),
+        OWN,
+        "reward 'red': score 'red' has shape (); expected (2,) (tried on 2 gray images)",
+    ),
     (
         write(
             'own.py', 'def get_config():\n    return __import__("ml_collections").ConfigDict()\n'
