@@ -140,12 +140,19 @@ class GuardCost(NamedTuple):
       images: sampled and scored at each.
       kl_prompts: whose KL is measured at each.
       nfe: network evaluations of each; with classifier-free guidance each is two.
+      start_nfe: of the start, whose KL is known without `lora.init_from`.
     """
 
     evaluations: int
     images: int
     kl_prompts: int
     nfe: int
+    start_nfe: int
+
+    @property
+    def total_nfe(self) -> int:
+        """Network evaluations of the whole run."""
+        return self.start_nfe + (self.evaluations - 1) * self.nfe
 
 
 def guard_cost(checked: Checked, part: Part) -> GuardCost:
@@ -153,10 +160,12 @@ def guard_cost(checked: Checked, part: Part) -> GuardCost:
     config, count = checked.config, len(part.prompts)
     images = count * config.guard.images
     with_kl = min(count, config.guard.kl_prompts) if measures_kl(config) else 0
-    nfe = images * config.eval.steps
+    drawn = images * config.eval.steps
+    nfe = drawn
     if with_kl:
         nfe += with_kl * divergence.evaluations(config, checked.pipeline)
-    return GuardCost(planned(config) + 1, images, with_kl, nfe)
+    start = nfe if config.lora.init_from else drawn
+    return GuardCost(planned(config) + 1, images, with_kl, nfe, start)
 
 
 def measures_kl(config) -> bool:

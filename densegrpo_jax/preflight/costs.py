@@ -133,9 +133,10 @@ def of_run(
     velocity = passes(config, pipeline)
     one = test * (e.steps * velocity * network + image)
     phases = {name: samples * s for name, s in own.phases(speed).items()}
-    g = guard or GuardCost(0, 0, 0, 0)
+    g = guard or GuardCost(0, 0, 0, 0, 0)
     measurement = g.nfe * velocity * network + g.images * image
-    seconds = config.iterations * sum(phases.values()) + times * one + g.evaluations * measurement
+    guarding = g.total_nfe * velocity * network + g.evaluations * g.images * image
+    seconds = config.iterations * sum(phases.values()) + times * one + guarding
     drawn, scored = config.iterations * samples, times * test
     uncounted = ['compilation', 'encoding prompts', 'loading and checkpoints']
     uncounted += ["what the guard's panel takes beyond the reward"] * bool(guard)
@@ -147,7 +148,7 @@ def of_run(
         one,
         g.evaluations,
         measurement,
-        drawn * own.nfe + velocity * (scored * e.steps + g.evaluations * g.nfe),
+        drawn * own.nfe + velocity * (scored * e.steps + g.total_nfe),
         drawn * own.images + scored + g.evaluations * g.images,
         seconds / 3600,
         uncounted,

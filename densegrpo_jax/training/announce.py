@@ -212,10 +212,12 @@ def guarded_by(checked: Checked, part: Part) -> str:
     """What the guard measures, at what cost, and what it does."""
     config, g, cost = checked.config, checked.config.guard, guard_cost(checked, part)
     action = g.action if g.action == WARN else f'{g.action} after {g.patience} in a row'
+    start = f' ({cost.start_nfe} at the start)' if cost.start_nfe != cost.nfe else ''
     return (
         f'{cost.evaluations} evaluations of {len(part.prompts)} prompts x {g.images} images'
         f'{f", KL on {cost.kl_prompts}" if cost.kl_prompts else ""}: {cost.images} more images at '
-        f'each, {cost.nfe} evaluations of the network; a fallen score: {action}{_silent(config)}'
+        f'each, {cost.nfe} evaluations of the network{start}; a fallen score: {action}'
+        f'{_silent(config)}'
     )
 
 

@@ -127,11 +127,11 @@ def test_an_update_counts_as_the_plan_counts_it(config):
 def test_with_guidance_a_velocity_is_two_evaluations(config, monkeypatch):
     pipeline = open_base(config, one_device())[1]
     one, speed = cost(config, pipeline), Spent(nfe=1, network_s=1)
-    alone = of_run(config, pipeline, one, speed, 8, GuardCost(3, 16, 4, 60))
+    alone = of_run(config, pipeline, one, speed, 8, GuardCost(3, 16, 4, 60, 50))
     monkeypatch.setattr(type(pipeline), 'takes_negative', lambda self, guidance: True)
     two = cost(config, pipeline)
     assert two == Cost(2 * one.nfe, one.images, 2 * one.update)
-    guided = of_run(config, pipeline, two, speed, 8, GuardCost(3, 16, 4, 60))
+    guided = of_run(config, pipeline, two, speed, 8, GuardCost(3, 16, 4, 60, 50))
     assert guided.nfe == 2 * alone.nfe and guided.hours == pytest.approx(2 * alone.hours)
     config.loss.cfg = False  # the update's network is not guided
     assert cost(config, pipeline) == two._replace(update=one.update)
@@ -143,11 +143,11 @@ def test_the_guard_is_counted(config):
     speed = Spent(nfe=1, network_s=1, images=1, image_s=10)
     without = of_run(config, pipeline, own, speed, 8, None)
     assert (without.guarded, without.guard) == (0, 0) and "guard's" not in str(without.uncounted)
-    guard = GuardCost(evaluations=3, images=16, kl_prompts=4, nfe=60)
+    guard = GuardCost(evaluations=3, images=16, kl_prompts=4, nfe=60, start_nfe=50)
     found = of_run(config, pipeline, own, speed, 8, guard)
     assert (found.guarded, found.guard) == (3, 60 + 160)
-    assert (found.nfe - without.nfe, found.images - without.images) == (180, 48)
-    assert found.hours - without.hours == pytest.approx(3 * 220 / 3600)
+    assert (found.nfe - without.nfe, found.images - without.images) == (170, 48)
+    assert found.hours - without.hours == pytest.approx((170 + 3 * 160) / 3600)
     assert "guard's panel" in str(found.uncounted)
 
 

@@ -140,13 +140,13 @@ def test_what_the_guard_costs_and_cannot_tell():
     said = told()
     # of 6 steps each: 32 x 4 images, 8 trajectories and twice their 5 trained transitions
     assert '7 evaluations of 32 prompts x 4 images, KL on 8: 128 more images' in said
-    assert f'{128 * 6 + 8 * (6 + 2 * 5)} evaluations of the network' in said
+    assert f'{128 * 6 + 8 * (6 + 2 * 5)} evaluations of the network ({128 * 6} at the' in said
     assert said.endswith('an alarm of the ratio before the first update alone: optim.updates=1')
     assert 'alarm' not in told(**{'optim.updates': 2})
     assert told(**{'loss.kind': 'list'}).endswith("alone: loss.kind='list' clips none")
     without = {'rollout.kernel': 'ode', 'loss.kind': 'nft', 'credit.rule': 'sparse'}
     said = told(**without)
-    assert 'KL' not in said and f'{128 * 6} evaluations of the network' in said
+    assert 'KL' not in said and f'{128 * 6} evaluations of the network;' in said
     assert said.endswith("no alarm of the ratio: loss.kind='nft' has none")
 
 
