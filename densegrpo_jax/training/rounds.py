@@ -77,6 +77,8 @@ class Rounds:
         self._plans: dict[tuple[int, ...] | None, Schedule] = {None: schedule}
         self._rollouts: dict[tuple, Callable] = {}
         self._credits: dict[tuple[int, ...] | None, Callable] = {}
+        self._process_nfe: dict[tuple[int, ...] | None, float] = {}  # of a sample
+        self._probe_nfe = probe_evaluations(session.config, schedule)  # of a prompt
         self._process = session.process_reward
         models, parts = probed(session.config, schedule), (session.pipeline, session.config)
         self._probe = None
@@ -132,8 +134,8 @@ class Rounds:
         of_all = SampleCost(  # of all samples together; their images are counted nowhere
             sum(round(r.nfe * r.std.shape[1]) for r in rollouts),
             images=0,
-            probe=probe_evaluations(config, self._schedule) * len(prompts),
-            process=process_cost(config, self._plan(fixed)).evaluations * len(ids),
+            probe=self._probe_nfe * len(prompts),
+            process=self._process_evaluations(fixed) * len(ids),
         )
         nfe = int(of_all.network(self._session.negative is not None))
         of_groups = [prompts[p] for p in order]
@@ -204,6 +206,12 @@ class Rounds:
             )
         return self._credits[fixed]
 
+    def _process_evaluations(self, fixed: tuple[int, ...] | None) -> float:
+        if fixed not in self._process_nfe:
+            found = process_cost(self._session.config, self._plan(fixed))
+            self._process_nfe[fixed] = found.evaluations
+        return self._process_nfe[fixed]
+
     def _plan(self, fixed: tuple[int, ...] | None) -> Schedule:
         if fixed not in self._plans:
             config = self._session.config
@@ -220,8 +228,11 @@ def group_sizes(
     Args:
       change: [P], `entropy_change`; None of the control, which depends on seed and iteration alone.
     """
-    b, sizes = config.budget, budget_sizes(config.rollout.group, config.budget.ratio)
-    if b.by == 'none' or sizes[0] == sizes[1] or iteration < b.warmup:
+    b = config.budget
+    if b.by == 'none' or iteration < b.warmup:
+        return None
+    sizes = budget_sizes(config.rollout.group, b.ratio)
+    if sizes[0] == sizes[1]:
         return None
     if b.by == 'random':
         key = jax.random.fold_in(stream_key(config.seed, STREAM_STEPS, iteration), 1)

@@ -306,6 +306,7 @@ def test_a_run_that_goes_on_is_followed(page, watched):
 def test_a_run_that_vanishes_is_told_on_the_page(page, watched, tmp_path):
     run, address = watched
     driver = page(address)
+    until(lambda: '2 of 6 updates' in text(driver, '#runs'))
     run.rename(tmp_path / 'elsewhere')
     until(lambda: 'holds no run' in text(driver, '#message'))
     assert '2 of 6 updates' in text(driver, '#runs')
