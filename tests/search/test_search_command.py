@@ -286,6 +286,24 @@ def test_what_does_not_fit_is_refused_before_anything_runs(session):
             validate(changed(session, **options).config)
 
 
+@pytest.mark.parametrize(
+    ('method', 'name', 'value'),
+    [
+        ('pg', 'particles', 5),
+        ('psi', 'particles', 5),
+        ('psi', 'chains', 2),
+        ('svdd', 'candidates', 2),
+        ('refine', 'candidates', 2),
+        ('refine', 'designs', 3),
+    ],
+)
+def test_a_size_that_is_given_is_the_searchs(session, method, name, value):
+    given = {'method': method, 'nfe': 400}
+    plain = run.make_budget(changed(session, **given)).sizes
+    sizes = run.make_budget(changed(session, **given, **{name: value})).sizes
+    assert getattr(sizes, name) == value != getattr(plain, name)
+
+
 def test_transitions_without_a_noise_level_cost_no_candidates(session):
     levels = session.schedule.noise_levels * np.array([1, 0, 1])
     noisy = changed(session, method='svdd', nfe=24)
