@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.rewards.local.clip_rewards import CLIP_L, ClipReward, safetensors_file
+from densegrpo_jax.rewards.local.clip_rewards import CLIP_L, ClipReward
+from densegrpo_jax.rewards.local.pickled import safetensors_file
 
 # The linear layers' indices in the published network (dropout lies between them, unused in scoring)
 # and their widths.
