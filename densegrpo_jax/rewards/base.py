@@ -127,12 +127,12 @@ def each_or_none(what: str, function: Callable, batch_size: int, *columns: Seque
     return found
 
 
-def check_scores(scores: Any, reward: Reward, count: int) -> None:
+def check_scores(scores: Any, reward: Reward, count: int, *, tell: bool = True) -> None:
     """Raises RewardError unless `scores` are `Scores` as `reward` declares them, for `count`
     images, and are finite where valid.
 
     Scores in the reward's `log_only`, if it has that attribute (`CompositeReward`), may be NaN in
-    valid images.
+    valid images. With `tell` the log says once if a score lies beyond the reward's range.
     """
     if not isinstance(scores, Scores) or not isinstance(scores.values, Mapping):
         raise RewardError(
@@ -172,7 +172,8 @@ def check_scores(scores: Any, reward: Reward, count: int) -> None:
                 f'reward {reward.name!r}: score {name!r} is not finite but marked valid; mark it '
                 'invalid'
             )
-    _tell_beyond(reward, scores)
+    if tell:
+        _tell_beyond(reward, scores)
 
 
 def _tell_beyond(reward: Reward, scores: Scores) -> None:

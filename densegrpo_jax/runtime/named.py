@@ -57,7 +57,8 @@ def failure(error: BaseException) -> str:
         and not frame.filename.startswith('<')
     ]
     at = f' ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})' if frames else ''
-    return f'{type(error).__name__}: {error}{at}'
+    text = f': {error}' if str(error) else ''  # a bare assert has none
+    return f'{type(error).__name__}{text}{at}'
 
 
 def imported(path: str, what: str) -> Any:

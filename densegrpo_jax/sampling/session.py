@@ -293,6 +293,7 @@ def check_parts(
         check_prompts(pipeline, prompts, f'data.{SETS[name]}')
     for prompts in [*sets.values()][:1]:
         try_own(checked.reward, *columns(prompts), (config.model.height, config.model.width))
+        stop.check()
     drawing_grid(pipeline, config, config.eval.steps)
     return checked
 

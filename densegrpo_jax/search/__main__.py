@@ -112,6 +112,7 @@ def main(flag) -> int:
     say_start('search', flag.out)
 
     from densegrpo_jax.evaluation.diversity import embedding_folder
+    from densegrpo_jax.rewards.trial import try_own
     from densegrpo_jax.runtime.outputs import claim
     from densegrpo_jax.sampling.conditioning import check_prompts, content_hash
     from densegrpo_jax.sampling.execution import execute
@@ -144,6 +145,9 @@ def main(flag) -> int:
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_prompts(checked.pipeline, PromptSet(tuple(prompts)), given)
         panel = unseen_rewards(checked, prompts)
+        for reward in (checked.reward, *panel):
+            try_own(reward, *columns(prompts), (config.model.height, config.model.width))
+        stop.check()
         make_budget(checked, 0 if images is None else len(images))
         check_weights(checked, also=also)
         policy = None

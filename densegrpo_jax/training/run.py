@@ -208,7 +208,6 @@ def run(
             saved = step
 
         brake = lambda: guard.brakes(progress) if guard else ()
-        donates = donates_state(config)
         trains = step < config.iterations and not (guard and guard.stops(progress))
         foreseen = rounds.foreseen(step, state.roles[sampler], chosen(step)) if trains else None
         learned = state, session.params, session.negative, *brake()
@@ -253,7 +252,7 @@ def run(
                 text = found.conditioning, session.negative
                 stop.wait(ahead.update)
                 update = lambda: update_fn(state, session.params, *text, batch, *brake())  # noqa: B023
-                updated, update_metrics = updated_together(stop, update, donates)
+                updated, update_metrics = updated_together(stop, update, donates_state(config))
                 state, step = updated, step + 1
                 metrics = jax.device_get({**metrics, **update_metrics}) | found.metrics
                 checkpoints.prepare(state)  # a stop may come while the devices are busy

@@ -42,6 +42,17 @@ class Red:
     __call__ = lambda self, images, *_: Scores({'red': images.mean()}, images.any((1, 2, 3)))
 """
 
+
+def wrong(*lines):
+    """A recipe with these lines, where RED names WRONG_SCORES."""
+    path = "__import__('sys').path.insert(0, '')"
+    body = '\n'.join([path, *lines]).replace('RED', "'kind': 'wrong_scores:Red'")
+    return both(write('wrong_scores.py', WRONG_SCORES), config(body))
+
+
+WRONG = wrong("c.reward = {'red': {'weight': 1.0, RED}}")
+TRIED = "reward 'red': score 'red' has shape (); expected (2,) (tried on 2 images of noise)"
+
 RECIPES = [
     (write('own.py', 'def get_config():\n    pass\n'), OWN, 'get_config() returned None'),
     (write('own.py', 'def get_config():\n    return {"a": 1}\n'), OWN, "returned {'a': 1}"),
@@ -70,17 +81,10 @@ RECIPES = [
         'nowhere_at_all',
     ),
     (config("c.reward = {'remote': {'weight': 1.0, 'urls': []}}"), OWN, 'remote'),
-    (
-        both(
-            write('wrong_scores.py', WRONG_SCORES),
-            config(
-                "__import__('sys').path.insert(0, '')\n"
-                "c.reward = {'red': {'weight': 1.0, 'kind': 'wrong_scores:Red'}}"
-            ),
-        ),
-        OWN,
-        "reward 'red': score 'red' has shape (); expected (2,) (tried on 2 gray images)",
-    ),
+    (WRONG, OWN, TRIED),
+    (wrong("c.eval.panel = {'red': {RED}}", 'c.guard.on = True'), OWN, TRIED),
+    (WRONG, ['search.__main__', OWN[1], *SEARCH[2:], '--prompt=A "NO"'], TRIED),
+    (WRONG, [PREFLIGHT[0], *OWN[1:], *PREFLIGHT[3:]], TRIED),
     (
         write(
             'own.py', 'def get_config():\n    return __import__("ml_collections").ConfigDict()\n'

@@ -38,10 +38,52 @@ def tried(returns):
     return own
 
 
-def test_it_scores_two_gray_images_of_the_runs_size():
+def test_it_scores_two_images_of_noise_of_the_runs_size():
     ((images, prompts, metadata),) = tried(scores).calls
-    assert images.shape == (2, *SIZE, 3) and images.dtype == np.uint8 and (images == 128).all()
+    assert images.shape == (2, *SIZE, 3) and images.dtype == np.uint8
+    assert images.std() > 50 and (images[0] != images[1]).any()
     assert prompts == PROMPTS[:2] and metadata == METADATA[:2]
+
+
+def test_a_single_prompt_is_one_image():
+    own = Own(scores)
+    try_own(own, PROMPTS[:1], METADATA[:1], SIZE)
+    assert own.calls[0][0].shape == (1, *SIZE, 3)
+
+
+def test_sums_within_sums_are_tried_part_by_part():
+    own = Own(scores)
+    inner = CompositeReward([(own, 1.0)])
+    inner.names, inner.range = ('inner',), (0.0, 1.0)  # as of a sum under another name
+    try_own(CompositeReward([(inner, 2.0)]), PROMPTS, METADATA, SIZE)
+    assert len(own.calls) == 1
+
+
+class Writes(Own):
+    """Changes what it is given in place."""
+
+    def __call__(self, images, prompts, metadata):
+        found = super().__call__(images.copy(), [*prompts], metadata)
+        images[:] = 0
+        for each in metadata:
+            each['words'] = []
+        return found
+
+
+def test_what_a_reward_changes_is_its_own():
+    first, second = Writes(scores), Writes(scores)
+    second.name = 'second'
+    second.returns = lambda n: Scores({'second': np.zeros(n, np.float32)}, np.ones(n, bool))
+    second.names = ('second',)
+    metadata = [{'words': ['x']}, {'words': ['y']}]
+    try_own(CompositeReward([(first, 1.0), (second, 1.0)]), PROMPTS[:2], metadata, SIZE)
+    assert metadata == [{'words': ['x']}, {'words': ['y']}]
+    assert second.calls[0][0].any()
+
+
+def test_the_range_of_a_score_is_not_judged_by_noise(caplog):
+    tried(lambda n: scores(n, mine=np.full(n, 9.0)))
+    assert 'beyond its range' not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -52,13 +94,21 @@ def test_it_scores_two_gray_images_of_the_runs_size():
         (lambda n: scores(n, mine=np.float32(0)), "'mine' has shape (); expected (2,)"),
         (lambda n: scores(n, third=np.zeros(n)), "declares ['mine', 'other']"),
         (lambda n: scores(n, mine=np.full(n, np.nan)), "'mine' is not finite but marked valid"),
-        (lambda n: [][0], 'failed on gray images: IndexError: list index out of range ('),
+        (lambda n: [][0], 'failed on 2 images of noise: IndexError: list index out of range ('),
     ],
 )
 def test_what_it_returns_is_checked(returns, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         tried(returns)
-    assert "reward 'mine'" in str(error.value) and 'gray images' in str(error.value)
+    assert "reward 'mine'" in str(error.value) and '2 images of noise' in str(error.value)
+
+
+def test_one_that_exits_is_an_error_as_any_other():
+    def leave(count):
+        raise SystemExit(3)
+
+    with pytest.raises(ValueError, match=r"'mine' failed .*SystemExit: 3.*must return valid False"):
+        tried(leave)
 
 
 @pytest.mark.parametrize('kind', [RewardError, RewardsGone])
