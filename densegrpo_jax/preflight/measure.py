@@ -61,12 +61,16 @@ def _euler(x, v, s, s_next):
     return x + (s_next - s) * v
 
 
+def steps_of(n: int, left: int) -> int:
+    """Euler steps of a completion of `n` where `left` would take all."""
+    return min(n or left, left)
+
+
 def completed(flow: Flow, p: Particles, n: int) -> tuple[jax.Array, int]:
     """(last latents [P, m, ...] that n Euler steps of the ODE reach from the particles, velocities
     of each). n is at most the steps left; 0: all.
     """
-    left = flow.steps - p.k
-    grid = completion_grid(flow.steps, p.k, min(n or left, left))
+    grid = completion_grid(flow.steps, p.k, steps_of(n, flow.steps - p.k))
     x, v, evaluations = p.x, p.v, 0
     for k, to in zip(grid, grid[1:]):
         if k != p.k:
@@ -86,7 +90,7 @@ def measure(
     pictures: bool = True,
 ) -> Batch:
     """Samples G rollouts of every prompt, a twin from every state that the transition after it does
-    not only move, and completions of every state.
+    not only move, and completions of every state, each scored once.
 
     Args:
       keys: uint32 [P, 2] of the prompts.
@@ -141,17 +145,18 @@ def measure(
 
     near = [_cosine(walk.predict(p), states[-1].x) for p in states[:-1]]
     similarity = np.array([*map(np.asarray, near), np.ones_like(terminal)], np.float64)
-    tables, images, extra = {}, [], 0
-    for n in completions:
-        rows = []
-        for p in states[:-1]:
-            x0, more = network(lambda: completed(flow, p, n))
+    tables, images, extra = {n: np.empty((flow.steps, *terminal.shape)) for n in completions}, [], 0
+    for k, p in enumerate(states[:-1]):
+        rewards = {}  # near the end several n have equally many steps
+        for t in sorted({steps_of(n, flow.steps - k) for n in completions}):
+            x0, more = network(lambda: completed(flow, p, t))
             extra += more * group
             found = score(x0)
-            rows.append(np.where(np.isfinite(found.reward), found.reward, np.nan))
-            if n == 0 and pictures and found.images is not None:
+            rewards[t] = np.where(np.isfinite(found.reward), found.reward, np.nan)
+            if t == flow.steps - k and pictures and found.images is not None:
                 images.append(found.images[:, 0].copy())
-        tables[n] = np.array(rows, np.float64)
+        for n, table in tables.items():
+            table[k] = rewards[steps_of(n, flow.steps - k)]
     if pictures and samples.images is not None:
         images.append(samples.images[:, 0])
     spent += Spent(nfe=(walk.evaluations + extra) * len(keys))
@@ -168,5 +173,5 @@ def velocities(stochastic: np.ndarray, completions: Sequence[int]) -> int:
     """Of one sample with its twins and completions."""
     steps = len(stochastic)
     twins = sum(steps - k - 1 for k in range(steps) if stochastic[k])
-    left = [steps - k for k in range(steps)]
-    return steps + twins + sum(min(n or t, t) - 1 for n in completions for t in left)
+    kinds = ({steps_of(n, left) for n in completions} for left in range(1, steps + 1))
+    return steps + twins + sum(t - 1 for kind in kinds for t in kind)

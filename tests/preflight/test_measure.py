@@ -11,7 +11,7 @@ from densegrpo_jax.preflight.measure import completed, measure, velocities
 from densegrpo_jax.preflight.signal import decided, signals
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.search.loop import Walk
+from densegrpo_jax.search.loop import Scored, Walk
 from tests.fake_hosts import on_hosts
 from tests.preflight.planted import credits_of
 from tests.search.gaussian import gaussian_flow, prompt_keys, velocity
@@ -19,6 +19,11 @@ from tests.search.gaussian import gaussian_flow, prompt_keys, velocity
 
 def linear(x):
     return 3 * x
+
+
+def pictured(x0):
+    reward = np.asarray(x0)[..., 0]
+    return Scored(reward, images=np.zeros((*reward.shape, 2, 2, 3), np.uint8))
 
 
 def law(flow):
@@ -76,8 +81,21 @@ def test_velocities_are_those_that_were_counted():
     expected = velocities(flow.stochastic, (0, 2, 1))
     assert found.spent.nfe == len(flow.velocity.rows) == 2 * 3 * expected
     # samples, once more, twins but of the last transition, which adds no noise, and three kinds of
-    # completions
-    assert found.spent.images == 2 * 3 * (1 + 1 + 4 + 3 * 5)
+    # completions, of which two are one where two steps are left, and all are one before the end
+    assert found.spent.images == 2 * 3 * (1 + 1 + 4 + 3 * 3 + 2 + 1)
+
+
+def test_completions_of_equally_many_steps_are_one():
+    tables = measure(gaussian_flow(5), prompt_keys(2), 3, (0, 2, 1)).rewards.completions
+    np.testing.assert_array_equal(tables[2][3:], tables[0][3:])
+    np.testing.assert_array_equal(tables[1][4], tables[0][4])
+    assert (tables[2][:3] != tables[0][:3]).any(axis=(1, 2)).all()
+    assert (tables[1][:4] != tables[0][:4]).any(axis=(1, 2)).all()
+
+
+def test_every_state_has_a_picture_of_its_full_completion():
+    flow = dataclasses.replace(gaussian_flow(4), score=pictured)
+    assert measure(flow, prompt_keys(2), 3, (1, 0)).path.shape[:2] == (2, 5)
 
 
 def test_a_transition_without_noise_decides_nothing():
