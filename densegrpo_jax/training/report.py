@@ -270,8 +270,10 @@ def scalars(
 
 def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
     """The few numbers beside the progress bar."""
-    gains = np.asarray(metrics['gain'], np.float64)
-    few = {'reward': metrics['reward'], 'gain': np.nanmean(gains), 'grad': metrics['grad_norm']}
+    few, gains = {'reward': metrics['reward']}, np.asarray(metrics['gain'], np.float64)
+    if not np.allclose(gains[np.isfinite(gains)], few['reward'], rtol=1e-5):  # as of sparse credit
+        few['gain'] = np.nanmean(gains)
+    few['grad'] = metrics['grad_norm']
     return {
         **{k: float(v) for k, v in few.items()},
         **{f'{k}_s': seconds[k] for k in ('sample', 'score_wait', 'update')},

@@ -137,7 +137,8 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(f'reward ({name})')
     axes.grid(alpha=0.3)
-    axes.legend(loc='best', frameon=False)
+    # above the curves: inside it would lie over error bars
+    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.3, frameon=False)
     figure.tight_layout()
     path = workdir / CURVE
     with replacing(path) as file:
