@@ -106,7 +106,7 @@ def check_names(rewards: Iterable[Reward], *own: str) -> None:
 
 def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     """Prompt set -> its prompts and rewards: of SETS, the second if the panel has its own prompts.
-    Every reward has checked its prompts.
+    Every reward has checked its prompts, and own ones of the panel have been tried (`try_own`).
 
     Args:
       test: the evaluation's prompts. reward: the training reward.

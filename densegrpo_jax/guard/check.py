@@ -139,7 +139,7 @@ class GuardCost(NamedTuple):
       evaluations: how often it measures, the start among them.
       images: sampled and scored at each.
       kl_prompts: whose KL is measured at each.
-      nfe: network evaluations of each; with classifier-free guidance each is two.
+      nfe: network evaluations of each after the start; with classifier-free guidance each is two.
       start_nfe: of the start, whose KL is known without `lora.init_from`.
     """
 

@@ -198,7 +198,8 @@ def _of_run(d: dict) -> list[str]:
     )
     guard = ''
     if run['guarded']:
-        guard = f', and one of the guard {run["guard"]:.3g} s, of which it has {run["guarded"]}'
+        each = f'at most {run["guard"]:.3g} s'  # the start may have no KL
+        guard = f', and one of the guard {each}, of which it has {run["guarded"]}'
     return [
         f'measured: a network evaluation {speed["network_s"] / max(speed["nfe"], 1):.2g} s, '
         f'decoding and scoring an image {speed["image_s"] / max(speed["images"], 1):.2g} s',

@@ -68,9 +68,10 @@ class Rewards(NamedTuple):
 
     def failed(self, noisy: np.ndarray) -> float:
         """Share of the images that have no score. noisy: bool [T]; only twins from there are images
-        of their own.
+        of their own. So are completions of n steps only where more than n are left.
         """
-        own = self._replace(twins=self.twins[noisy])
+        alone = {n: a[: self.steps - n] if n else a for n, a in self.completions.items()}
+        own = self._replace(twins=self.twins[noisy], completions=alone)
         return float(1 - np.isfinite(np.concatenate(own._all())).mean())
 
     def whole(self) -> Rewards:

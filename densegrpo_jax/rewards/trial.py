@@ -39,8 +39,8 @@ def try_own(
             continue
         log.info('trying reward %r on %s', part.name, tried)
         try:
-            # of their own: what it changes in place is not of the run
-            scores = part(noise.copy(), texts, copy.deepcopy(of_texts))
+            # copies: what it changes in place is not of the run
+            scores = part(noise.copy(), [*texts], copy.deepcopy(of_texts))
         except RewardError:
             raise
         except (Exception, SystemExit) as error:  # somebody's code may raise anything

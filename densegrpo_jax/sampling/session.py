@@ -264,6 +264,7 @@ def check_parts(
     Raises:
       ValueError, FileNotFoundError: the settings, the model folder or something in `needs` cannot
         be used, or they do not fit each other.
+      ValueError, RewardError: of `try_own`, with prompts in `needs`.
     """
     validate(config)
     if config.text_cache and (found := folder_problem(config.text_cache)):
@@ -291,10 +292,10 @@ def check_parts(
     for name, prompts in sets.items():
         checked.reward.check(*columns(prompts))
         check_prompts(pipeline, prompts, f'data.{SETS[name]}')
-    for prompts in [*sets.values()][:1]:
-        try_own(checked.reward, *columns(prompts), (config.model.height, config.model.width))
-        stop.check()
     drawing_grid(pipeline, config, config.eval.steps)
+    if sets:
+        prompts = next(iter(sets.values()))
+        try_own(checked.reward, *columns(prompts), (config.model.height, config.model.width))
     return checked
 
 

@@ -145,10 +145,9 @@ def main(flag) -> int:
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_prompts(checked.pipeline, PromptSet(tuple(prompts)), given)
         panel = unseen_rewards(checked, prompts)
+        make_budget(checked, 0 if images is None else len(images))
         for reward in (checked.reward, *panel):
             try_own(reward, *columns(prompts), (config.model.height, config.model.width))
-        stop.check()
-        make_budget(checked, 0 if images is None else len(images))
         check_weights(checked, also=also)
         policy = None
         if run:

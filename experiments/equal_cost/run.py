@@ -83,7 +83,8 @@ def run(flag, extra: Sequence[str]) -> int:
     status = status_of(work)
     records.save(out)
     measured.save(out)
-    command = shlex.join(['python', '-m', 'experiments.reproduce', *sys.argv[1:]])
+    given = [each for each in sys.argv[1:] if each != '--norun']  # so that it adds what is missing
+    command = shlex.join(['python', '-m', 'experiments.reproduce', *given])
     # the page has all variants with runs, also those that this command was not asked for
     known = {variant.partition(' x')[0] for variant, _ in records.runs}
     shown, _ = sweep.entries(flag.config, [n for n in VARIANTS if n in known], budget, extra)

@@ -134,11 +134,14 @@ def test_what_cannot_be_scored_is_left_out_alike():
     assert np.isnan(whole.terminal[:, 0]).all() and np.isfinite(whole.terminal[:, 1:]).all()
     assert spread(whole.terminal).valid == pytest.approx(1 - 1 / G)
     assert spread(holes.terminal).valid == 1
-    images = P * G * (1 + 1 + T + 2 * T)
+    images = P * G * (1 + 1 + T + T + T - 1)  # of one step from the last state is the full one
     assert holes.failed(np.ones(T, bool)) == pytest.approx(P / images)
     # without noise there is no twin, but the image of the next state
     assert holes.failed(np.arange(T) != 2) == 0
     assert decided(whole).total == pytest.approx(decided(rewards).total, rel=0.15)
+    for n in (0, 1):
+        holes.completions[n][-1, 0, 1] = np.nan
+    assert holes.failed(np.ones(T, bool)) == pytest.approx((P + 1) / images)
 
 
 def flat(found):

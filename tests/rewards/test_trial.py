@@ -65,6 +65,7 @@ class Writes(Own):
     def __call__(self, images, prompts, metadata):
         found = super().__call__(images.copy(), [*prompts], metadata)
         images[:] = 0
+        prompts.clear()
         for each in metadata:
             each['words'] = []
         return found
@@ -78,7 +79,7 @@ def test_what_a_reward_changes_is_its_own():
     metadata = [{'words': ['x']}, {'words': ['y']}]
     try_own(CompositeReward([(first, 1.0), (second, 1.0)]), PROMPTS[:2], metadata, SIZE)
     assert metadata == [{'words': ['x']}, {'words': ['y']}]
-    assert second.calls[0][0].any()
+    assert second.calls[0][0].any() and second.calls[0][1] == PROMPTS[:2]
 
 
 def test_the_range_of_a_score_is_not_judged_by_noise(caplog):

@@ -143,6 +143,8 @@ def test_what_the_guard_costs_and_cannot_tell():
     assert f'{128 * 6 + 8 * (6 + 2 * 5)} evaluations of the network ({128 * 6} at the' in said
     assert said.endswith('an alarm of the ratio before the first update alone: optim.updates=1')
     assert 'alarm' not in told(**{'optim.updates': 2})
+    begun = {'full': False, 'lora.init_from': 'a.safetensors'}  # has a KL there
+    assert 'at the start' not in told(**begun)
     assert told(**{'loss.kind': 'list'}).endswith("alone: loss.kind='list' clips none")
     without = {'rollout.kernel': 'ode', 'loss.kind': 'nft', 'credit.rule': 'sparse'}
     said = told(**without)
