@@ -26,7 +26,7 @@ GUARD = {
     'level': number(
         0.05,
         'Chance of a false alarm in the run as planned: that a score which has not fallen counts '
-        'as fallen at any evaluation.',
+        'as fallen at any evaluation. Larger for skewed differences: docs/guard.md has a table.',
         0,
         1,
         above=True,

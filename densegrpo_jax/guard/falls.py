@@ -64,7 +64,8 @@ def change(start: np.ndarray, now: np.ndarray, texts: Sequence[str] | None = Non
     With n differences of mean m, standard deviation s and skewness g, and w = m / s: the larger p
     of two tests with n - 1 degrees of freedom. One is t = sqrt(n) w, the other corrects it for skew
     by Hall's monotone cubic (JRSS B 54, 1992): sqrt(n) (w + g w^2 / 3 + g^2 w^3 / 27 + g / (6 n)).
-    If few prompts gain much and most lose a little, t alone finds falls that are none.
+    If few prompts gain much and most lose a little, t alone finds falls that are none. A change
+    within float32's rounding of the mean has p = 1.
 
     Args:
       texts: of the N prompts; None: all differ. Those of one text count as one, by their mean.
@@ -80,7 +81,10 @@ def change(start: np.ndarray, now: np.ndarray, texts: Sequence[str] | None = Non
         return Change(mean, float(d.mean()) if n else math.nan, math.nan, math.nan, n)
     moved, deviation = float(d.mean()), float(d.std(ddof=1))
     error = deviation / math.sqrt(n)
-    if error == 0:  # all prompts have changed alike, most often not at all
+    rounding = 4 * np.finfo(np.float32).eps * max(abs(mean), abs(mean - moved))
+    if abs(moved) <= rounding:  # most often not at all
+        return Change(mean, moved, error, 1.0, n)
+    if error == 0:  # all prompts have changed alike
         return Change(mean, moved, 0.0, 0.0 if moved < 0 else 1.0, n)
     w, skew = moved / deviation, float(((d - moved) ** 3).mean() / deviation**3)
     cubic = w + skew * w**2 / 3 + skew**2 * w**3 / 27 + skew / (6 * n)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from densegrpo_jax.config.reads import WARN
+from densegrpo_jax.core.losses import LOSSES
 from densegrpo_jax.guard.guard import Guard
 from densegrpo_jax.guard.history import OTHER_CODE
 from densegrpo_jax.rewards.remote.service import RewardService
@@ -114,6 +115,28 @@ def test_the_brake_in_an_update(kind, beta):
     else:
         assert np.abs(moved['half'] - moved['plain']).max() > 1e-6
         np.testing.assert_allclose(moved['half'], doubled, rtol=1e-6)
+
+
+OF_LOSS = {
+    'list': {'loss.list_temperature': 0.01, 'credit.rule': 'sparse'},
+    'pair': {'rollout.shared_noise': True},
+    **dict.fromkeys(['nft', 'winners'], {'credit.rule': 'sparse'}),
+}
+
+
+@pytest.mark.parametrize('kind', LOSSES)
+def test_the_brake_halves_the_step_of_every_loss(kind):
+    microbatch = {'optim.microbatch': 24} if LOSSES[kind].trajectories else {}
+    changes = {'loss.kind': kind, **OF_LOSS.get(kind.partition('_')[0], {}), **microbatch}
+    on = {'guard.on': True, 'guard.action': 'brake', 'guard.brake': 'rate'}
+
+    def moved_by(brake):
+        *_, state, _ = one_iteration(further=(np.float32(brake),), **changes, **on)
+        return np.asarray(state.policy['a']) - START
+
+    whole = moved_by(1.0)
+    assert np.abs(whole).max() > 0
+    np.testing.assert_allclose(moved_by(0.5), 0.5 * whole, rtol=1e-5, atol=3e-9)  # of START
 
 
 def test_a_stop_while_the_guard_measures_is_made_up_for(config, tmp_path, monkeypatch):
