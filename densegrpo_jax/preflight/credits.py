@@ -64,7 +64,7 @@ def candidates(steps: Iterable[int]) -> dict[str, Credit]:
     return {
         'sparse': Credit('sparse'),
         **dense,
-        'gae': Credit('gae', keys={'credit.gae_lambda': 0.5}, options={'gae_lambda': 0.5}),
+        'gae 0.5': Credit('gae', keys={'credit.gae_lambda': 0.5}, options={'gae_lambda': 0.5}),
         'coca': Credit('coca_to_go', keys=signed, options=whole, signed=True),
     }
 

@@ -17,6 +17,7 @@ class Spread(NamedTuple):
     Attributes:
       deviation: standard deviation within groups.
       zero: share of groups without any; its interval is that of Clopper and Pearson.
+      telling: number of groups with some.
       ties: share of pairs of a group with equal rewards.
       best: mean over groups of the best reward minus the mean.
       valid: share of samples with a score.
@@ -27,6 +28,7 @@ class Spread(NamedTuple):
     ties: Interval
     best: Interval
     valid: float
+    telling: int
 
 
 def spread(terminal: np.ndarray) -> Spread:
@@ -40,9 +42,9 @@ def spread(terminal: np.ndarray) -> Spread:
     same = (np.abs(r[:, :, None] - r[:, None, :]) < 1e-9) & pairs
     best = np.full(len(r), np.nan)
     best[groups] = np.nanmax(r[groups], axis=1) - np.nanmean(r[groups], axis=1)
-    zero = Interval(*[float('nan')] * 3)
+    zero, telling = Interval(*[float('nan')] * 3), int((variance[groups] >= FLAT).sum())
     if groups.any():
-        flat = binomtest(int((variance[groups] < FLAT).sum()), int(groups.sum()))
+        flat = binomtest(int(groups.sum()) - telling, int(groups.sum()))
         zero = Interval(flat.statistic, *map(float, flat.proportion_ci()))
 
     def of(variance, same, pairs, best):
@@ -50,7 +52,7 @@ def spread(terminal: np.ndarray) -> Spread:
         return np.array([np.sqrt(np.nanmean(variance)), ties, np.nanmean(best)])
 
     deviation, *others = jackknifed(of, [variance, same.sum((1, 2)), pairs.sum((1, 2)), best])
-    return Spread(deviation, zero, *others, float(np.isfinite(r).mean()))
+    return Spread(deviation, zero, *others, float(np.isfinite(r).mean()), telling)
 
 
 class Kept(NamedTuple):

@@ -108,11 +108,13 @@ def measure(
         spent += Spent(network_s=time.monotonic() - began)
         return found
 
-    def score(x0: jax.Array) -> Scored:
+    def score(x0: jax.Array, alike: bool = False) -> Scored:
+        """alike: the images of a prompt are one, which is scored once."""
         nonlocal spent
         began = time.monotonic()
         found = flow.score(x0)
-        spent += Spent(images=x0.shape[1] * x0.shape[0], image_s=time.monotonic() - began)
+        images = x0.shape[0] * (1 if alike else x0.shape[1])
+        spent += Spent(images=images, image_s=time.monotonic() - began)
         return found
 
     def reward(x0: jax.Array) -> np.ndarray:
@@ -151,7 +153,7 @@ def measure(
         for t in sorted({steps_of(n, flow.steps - k) for n in completions}):
             x0, more = network(lambda: completed(flow, p, t))
             extra += more * group
-            found = score(x0)
+            found = score(x0, alike=shared_noise and k == 0)
             rewards[t] = np.where(np.isfinite(found.reward), found.reward, np.nan)
             if t == flow.steps - k and pictures and found.images is not None:
                 images.append(found.images[:, 0].copy())

@@ -88,10 +88,12 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
 def _of_reward(d: dict) -> list[str]:
     reward, images = d['reward'], d['images']
     means = ', '.join(f'{name} {value:.4f}' for name, value in reward['scores'].items())
+    other = d['trained_group'] != d['group']
+    trained = f' (training has groups of {d["trained_group"]})' if other else ''
     return [
         f'{d["prompts"]} prompts x {d["group"]} samples: reward {reward["mean"]:.4f}, spread '
         f'within groups {reward["deviation"]}; brackets are 95 % intervals over prompts',
-        f'share of groups without spread {reward["zero"]}, of pairs with equal rewards '
+        f'share of groups without spread {reward["zero"]}{trained}, of pairs with equal rewards '
         f'{reward["ties"]}; the best of a group is {reward["best"]} above its mean',
         f'without a score: {1 - reward["valid"]:.1%} of the samples, {images["failed"]:.1%} of all '
         f'images with twins and completions; measured on {images["used"]:.1%} of the samples',

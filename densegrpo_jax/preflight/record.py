@@ -90,15 +90,20 @@ def row(batch: Batch, place: int, warm: bool) -> dict[str, Any]:
     """
     rewards, count = batch.rewards, batch.rewards.terminal.shape[0]
     return {
-        'terminal': json_value(rewards.terminal[place], 6),
-        'again': json_value(rewards.again[place], 6),
-        'twins': json_value(rewards.twins[:, place], 6),
-        'similarity': json_value(rewards.similarity[:, place], 6),
-        'completions': {str(n): json_value(a[:, place], 6) for n, a in rewards.completions.items()},
-        'scores': {name: json_value(v[place], 6) for name, v in batch.scores.items()},
+        'terminal': _digits(rewards.terminal[place]),
+        'again': _digits(rewards.again[place]),
+        'twins': _digits(rewards.twins[:, place]),
+        'similarity': _digits(rewards.similarity[:, place]),
+        'completions': {str(n): _digits(a[:, place]) for n, a in rewards.completions.items()},
+        'scores': {name: _digits(v[place]) for name, v in batch.scores.items()},
         'cost': [float(x) / count for x in batch.spent],
         'warm': warm,
     }
+
+
+def _digits(values: np.ndarray) -> list:
+    """As JSON, with float32's digits: rewards may be small."""
+    return json_value(np.vectorize(lambda v: float(f'{v:.8g}'), otypes=[float])(values))
 
 
 def joined(rows: Mapping[int, Mapping]) -> tuple[Rewards, dict[str, np.ndarray], Spent]:

@@ -191,11 +191,12 @@ def reckoned(
     whole_run = of_run(config, pipeline, priced[own], speed, len(checked.test), guard)
     branches = of_branches(config, pipeline)
     levels = np.where(noisy, schedule.noise_levels, 0)
-    ranks = kept(whole, trained)
+    ranks, groups = kept(whole, trained), (rewards.terminal.shape[1], config.rollout.group)
     return {
         'label': config.label,
         'prompts': len(rewards.terminal),
-        'group': rewards.terminal.shape[1],
+        'group': groups[0],
+        'trained_group': groups[1],
         'shared_noise': bool(config.rollout.shared_noise),
         'reward': {
             'mean': float(np.nanmean(rewards.terminal)),
@@ -222,7 +223,7 @@ def reckoned(
         | {'iterations': config.iterations, 'device_hours': whole_run.hours * checked.mesh.size},
         'speed': speed._asdict(),
         'peak_gib': _peak_gib(checked.mesh),
-        'findings': [f._asdict() for f in findings(images, one, parts, found, trained)],
+        'findings': [f._asdict() for f in findings(images, one, parts, found, trained, groups)],
     }
 
 

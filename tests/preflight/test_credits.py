@@ -48,7 +48,7 @@ def test_shares_are_of_the_terminal_advantage():
         ({'credit.rule': 'sparse', 'credit.completion_steps': 0}, 'sparse'),
         ({'credit.rule': 'dense'}, 'dense'),
         ({'credit.rule': 'dense', 'credit.completion_steps': 3}, 'dense 3'),
-        ({'credit.rule': 'gae'}, 'gae'),
+        ({'credit.rule': 'gae'}, 'gae 0.5'),
         ({'credit.rule': 'coca_to_go', 'credit.coca_signed': True}, 'coca'),
         ({'credit.rule': 'gae', 'credit.gae_lambda': 0.9}, 'gae own'),
         ({'credit.rule': 'coca_to_go'}, 'coca_to_go own'),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.preflight.costs import Cost
-from densegrpo_jax.preflight.findings import MOST, Images, _of_last, findings, prices
+from densegrpo_jax.preflight.findings import ENOUGH, MOST, Images, _of_last, findings, prices
 from densegrpo_jax.preflight.groups import spread
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Rewards, decided, signals
@@ -16,12 +16,13 @@ COSTS = {'sparse': Cost(4, 1, 12), 'dense': Cost(10, 4, 12), 'dense 1': Cost(4, 
 SPEED = Spent(nfe=100, images=100, network_s=100.0, image_s=1.0)
 
 
-def found_in(rewards, own='dense', trained=(True,) * T):
-    """Findings of raw rewards."""
+def found_in(rewards, own='dense', trained=(True,) * T, group=G):
+    """Findings of raw rewards; `group`: of training."""
     whole, trained = rewards.whole(), np.array(trained)
     found = signals(whole, credits_of(whole), trained, own)
     images = Images(rewards.failed(trained), np.isfinite(whole.terminal).mean())
-    return findings(images, spread(rewards.terminal), decided(whole, trained), found, trained)
+    parts, groups = decided(whole, trained), (rewards.terminal.shape[1], group)
+    return findings(images, spread(rewards.terminal), parts, found, trained, groups)
 
 
 def test_a_price_is_seconds_by_signal():
@@ -64,6 +65,17 @@ def test_a_constant_reward_stops():
     same = lambda *shape: np.ones((*shape, P, G))
     found = found_in(Rewards(same(), same(), same(T), {0: same(T), 1: same(T)}, same(T + 1)))
     assert found[-1].stop
+
+
+def test_groups_smaller_than_those_of_training_do_not_stop_it():
+    """A reward of 0 or 1 that succeeds once in 100 times: groups of 96 mostly have a spread."""
+    rng = np.random.default_rng(0)
+    hits = lambda *shape: (rng.random((*shape, P, G)) < 0.01).astype(float)
+    rewards = Rewards(hits(), hits(), hits(T), {0: hits(T), 1: hits(T)}, hits(T + 1))
+    assert found_in(rewards)[-1].stop
+    found = found_in(rewards, group=96)
+    assert not any(f.stop for f in found) and '--group=96' in found[0].reason
+    assert 'of 8 samples' in found[0].reason
 
 
 def test_images_without_a_score_are_told():
@@ -114,7 +126,23 @@ def test_a_judge_of_whose_variance_most_is_noise_takes_more_samples(prompt):
         )
     )
     assert not found[0].stop and 'is noise of the reward itself' in found[0].reason
-    assert re.search('takes about [4-6](\\.[0-9])? times the samples', found[0].reason)
+    assert re.search('takes about [4-6](\\.[0-9])? times the samples with sparse', found[0].reason)
+
+
+def test_noise_of_the_reward_takes_more_from_dense_credit_than_from_sparse():
+    """Half of the variance is noise: sparse credit keeps half of its signal."""
+    rewards = planted((0.1,) * 10, first=0.0, prompts=600)
+    rng = np.random.default_rng(3)
+    heard = lambda a: a + rng.standard_normal(a.shape)
+    noisy = Rewards(
+        *map(heard, (rewards.terminal, rewards.again, rewards.twins)),
+        {n: heard(a) for n, a in rewards.completions.items()},
+        rewards.similarity,
+    )
+    of = lambda r: signals(r, credits_of(r), np.ones(10, bool), 'dense').signal
+    before, after = of(rewards), of(noisy)
+    times = {name: before[name].value / after[name].value for name in ('sparse', 'dense')}
+    assert 1.5 < times['sparse'] < 3 and times['dense'] > 10
 
 
 @pytest.mark.parametrize('prompt', [0.0, 2.0])
@@ -137,6 +165,26 @@ def positive(variances, seed, prompts, group=G):
     twins = np.stack(above[1:])
     completions = {n: twins for n in (0, 1)}
     return Rewards(above[0], above[0], twins, completions, np.ones((steps + 1, prompts, group)))
+
+
+def test_few_groups_with_a_spread_tell_nothing_of_shares():
+    """Successes of 4 in 100, most of them decided by the first noise or by the prompt's luck."""
+    for seed in range(20):
+        rng, rare = np.random.default_rng(seed), positive((0.4, 0.2, 0.2, 0.2), seed, 32)
+        keep = rng.random((32, 1)) < 0.3  # other prompts never succeed
+        rare = Rewards(
+            rare.terminal * keep,
+            rare.again * keep,
+            rare.twins * keep,
+            {n: a * keep for n, a in rare.completions.items()},
+            rare.similarity,
+        )
+        telling = spread(rare.terminal).telling
+        found = found_in(rare, trained=(True,) * 3)
+        assert telling == (np.ptp(rare.terminal, axis=1) > 0).sum()
+        if telling < ENOUGH:
+            assert found[-1].reason.startswith(f'{telling} groups have a spread')
+            assert not any('last one decides' in f.reason or f.stop for f in found)
 
 
 def last_told(variances, prompts, seeds):

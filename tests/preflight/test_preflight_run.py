@@ -62,7 +62,7 @@ def preflight(config, out, mesh=None, **size):
 def test_a_preflight_from_model_to_page(config, tmp_path, monkeypatch):
     found = preflight(config, tmp_path / 'a')
     assert found['own'] == 'dense' and {c['credit'] for c in found['credits']} == {
-        'sparse', 'dense', 'dense 1', 'gae', 'coca',
+        'sparse', 'dense', 'dense 1', 'gae 0.5', 'coca',
     }  # fmt: skip
     cost = {c['credit']: c['cost'] for c in found['credits']}
     # T = 3: completions of states 0, 1, 2 take 2, 1, 0 more than the state's own velocity
