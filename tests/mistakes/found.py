@@ -33,9 +33,7 @@ def one(dtype, shape, size, name='weight'):
     return tensors({name: entry}, bytes(size))
 
 
-WRONG_SCORES = """
-from densegrpo_jax.rewards import Scores
-
+WRONG_SCORES = """from densegrpo_jax.rewards import Scores
 class Red:
     name, names, range = 'red', ('red',), (0.0, 1.0)
     check = lambda *_: None
@@ -45,8 +43,8 @@ class Red:
 
 def wrong(*lines):
     """A recipe with these lines, where RED names WRONG_SCORES."""
-    path = "__import__('sys').path.insert(0, '')"
-    body = '\n'.join([path, *lines]).replace('RED', "'kind': 'wrong_scores:Red'")
+    lines = ["__import__('sys').path.insert(0, '')", *lines]
+    body = '\n'.join(lines).replace('RED', "'kind': 'wrong_scores:Red'")
     return both(write('wrong_scores.py', WRONG_SCORES), config(body))
 
 
