@@ -11,6 +11,7 @@ from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.core.roles import OLD_DECAYS
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.rewards.trial import IMAGES as TRIED
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.cost import of_sample
@@ -56,7 +57,7 @@ def test_sdpo_scores_three_pictures_of_a_trajectory(folder, tmp_path, monkeypatc
     run(config, tmp_path, one_device(), StopRequest())
     last, samples, evaluations = rows(tmp_path)[-1], 16, 2 * 8
     # The first prediction is that of the initial noise, one for a group of 4.
-    assert sum(Counted.batches) == (2 * 4 + 1) * 4 + evaluations
+    assert sum(Counted.batches) == TRIED + (2 * 4 + 1) * 4 + evaluations
     each = of_sample(config, make_schedule(load_pipeline(folder, text_length=16)[0], config))
     assert samples * each.images == (2 * 4 + 1) * 4
     assert last['train/nfe'] == 4 * samples and last['train/transitions'] == 3 * samples
