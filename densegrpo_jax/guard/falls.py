@@ -65,15 +65,15 @@ def change(start: np.ndarray, now: np.ndarray, texts: Sequence[str] | None = Non
     of two tests with n - 1 degrees of freedom. One is t = sqrt(n) w, the other corrects it for skew
     by Hall's monotone cubic (JRSS B 54, 1992): sqrt(n) (w + g w^2 / 3 + g^2 w^3 / 27 + g / (6 n)).
     If few prompts gain much and most lose a little, t alone finds falls that are none. A change
-    within float32's rounding of the mean has p = 1.
+    within float32's rounding of the largest value has p = 1.
 
     Args:
       texts: of the N prompts; None: all differ. Those of one text count as one, by their mean.
     """
     from scipy.stats import t as student  # half a second, of runs with a guard alone
 
-    now = np.asarray(now, np.float64)
-    d = _of_prompts(now - np.asarray(start, np.float64), texts)
+    start, now = np.asarray(start, np.float64), np.asarray(now, np.float64)
+    d = _of_prompts(now - start, texts)
     scored = _of_prompts(now, texts)
     mean = float(scored.mean()) if len(scored) else math.nan
     n = len(d)
@@ -81,7 +81,10 @@ def change(start: np.ndarray, now: np.ndarray, texts: Sequence[str] | None = Non
         return Change(mean, float(d.mean()) if n else math.nan, math.nan, math.nan, n)
     moved, deviation = float(d.mean()), float(d.std(ddof=1))
     error = deviation / math.sqrt(n)
-    rounding = 4 * np.finfo(np.float32).eps * max(abs(mean), abs(mean - moved))
+    both = np.isfinite(now - start)
+    rounding = (
+        4 * np.finfo(np.float32).eps * max(np.abs(start[both]).max(), np.abs(now[both]).max())
+    )
     if abs(moved) <= rounding:  # most often not at all
         return Change(mean, moved, error, 1.0, n)
     if error == 0:  # all prompts have changed alike

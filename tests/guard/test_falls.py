@@ -35,6 +35,7 @@ def test_a_change_is_a_paired_test_of_the_prompts_that_have_both():
         (range(8), np.arange(8.0) - 0.5, 0.0),  # all have fallen alike
         (range(8), np.arange(8.0) + 0.5, 1.0),
         (np.full(32, 0.7), np.full(32, 0.7 - 1.2e-7), 1.0),  # a saturated score, rounded otherwise
+        (np.tile([1.0, -1.0], 16), np.tile([1.0, -1.0], 16) - 1.2e-7, 1.0),  # of mean 0
         (np.full(32, 7e-6), np.full(32, 6e-6), 0.0),
         (range(7), np.arange(7.0) - 0.5, math.nan),  # few prompts tell nothing
         ([math.nan] * 9, [0.0] * 9, math.nan),
