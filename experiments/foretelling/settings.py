@@ -23,7 +23,7 @@ SIGNAL = 'signal.json'  # in --out: variant -> its signal with the interval
 HEIGHTS = 'heights.json'  # in --out: the base of the runs; variant -> the height of each
 NOISES = ('noise_0.5', 'noise_0.8')  # variants of the noise, with dense credit
 FEWEST = 3  # credits of a rank correlation
-MIN_SETTINGS = 3  # of an interval over settings
+MIN_SETTINGS = 3  # measurements of an interval over settings
 POOLED = '# Several settings: what preflight foretells'
 _NUMBERS = [float | None]  # None is NaN
 
@@ -105,8 +105,28 @@ def read_settings(folders: Sequence[str]) -> list[Setting]:
     return list(found.values())
 
 
+def by_signal(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """The settings in groups of one measurement of the signal, equal to 0.001: what their
+    taus have in common is one chance, not several.
+    """
+    found: list[list[Setting]] = []
+    for each in settings:
+        group = next((group for group in found if _alike(each.signal, group[0].signal)), None)
+        if group is None:
+            found.append([each])
+        else:
+            group.append(each)
+    return found
+
+
+def _alike(one: Mapping[str, Interval], other: Mapping[str, Interval]) -> bool:
+    common = one.keys() & other.keys()
+    equal = (np.allclose(one[name], other[name], 0, 1e-3, equal_nan=True) for name in common)
+    return bool(common) and all(equal)
+
+
 def mean_tau(taus: Sequence[float]) -> Interval:
-    """The mean over settings, with the 95 % interval of Student's t, unknown for few of them."""
+    """The mean, with the 95 % interval of Student's t, unknown for few of them."""
     mean, low, high = float(np.mean(taus)), math.nan, math.nan
     if len(taus) >= MIN_SETTINGS:
         half = stats.t.ppf(0.975, len(taus) - 1) * stats.sem(taus)
@@ -118,7 +138,10 @@ def write_pool(out: pathlib.Path, settings: Sequence[Setting], how: str) -> path
     """Writes the page of several settings, whose pairs are within a setting; returns its path."""
     tested = [tests(each.signal, each.runs) for each in settings]
     found = count([test for of in tested for test in of])
-    known = [tau for each in settings if math.isfinite(tau := each.tau)]
+    measured = [
+        [tau for each in of if math.isfinite(tau := each.tau)] for of in by_signal(settings)
+    ]
+    known = [float(np.mean(taus)) for taus in measured if taus]
     mean = mean_tau(known) if known else 'unknown'
     rows = [
         [each.base, str(len(each.signal)), *map(str, count(of)), f'{each.tau:.3g}']
@@ -134,9 +157,10 @@ def write_pool(out: pathlib.Path, settings: Sequence[Setting], how: str) -> path
         f'{LEVEL * found.pairs:.0f}), and the signal orders {found.right} of these alike. '
         f"Holm's correction over all pairs leaves {found.sure} of them, {found.sure_right} ordered "
         'alike.',
-        "The mean over the settings of Kendall's tau-b, between the signal before training and the "
-        f'height of the learning curves, is **{mean}** over {len(known)} settings (95 % interval '
-        f"of Student's t over settings, from {MIN_SETTINGS} settings on).",
+        "The mean of Kendall's tau-b, between the signal before training and the height of the "
+        f'learning curves, is **{mean}** over {len(known)} measurements of the signal. Settings '
+        "that share one count as one, with the mean of theirs. (95 % interval of Student's t, from "
+        f'{MIN_SETTINGS} measurements on.)',
         table(head, rows),
     ]
     notes = out / 'notes.md'

@@ -96,9 +96,10 @@ def test_curves_that_ignore_it_are_not(found):
     assert rho.low < 0 < rho.high
 
 
-def setting(folder, base, names, up):
+def setting(folder, base, names, up, least=0.0):
     """A folder as --out, of credits whose runs follow the signal, or fall with it."""
-    rng, signal = np.random.default_rng(0), {n: [i / 10, 0, 1] for i, n in enumerate(names)}
+    rng = np.random.default_rng(0)
+    signal = {n: [least + i / 10, 0, 1] for i, n in enumerate(names)}
     heights = {n: list(up * s[0] + 1e-3 * rng.standard_normal(4)) for n, s in signal.items()}
     folder.mkdir()
     (folder / 'signal.json').write_text(json.dumps(signal | {'n_1': [None] * 3}))
@@ -108,7 +109,7 @@ def setting(folder, base, names, up):
 
 def test_settings_are_pooled_by_pairs_within_them(tmp_path):
     a = setting(tmp_path / 'a', 'a-1', ('dense', 'sparse', 'n_2', 'noise_0.5'), 1)
-    b = setting(tmp_path / 'b', 'b-2', ('dense', 'sparse', 'gae_1', 'n_3'), -1)
+    b = setting(tmp_path / 'b', 'b-2', ('dense', 'sparse', 'gae_1', 'n_3'), -1, 0.3)
     flag = types.SimpleNamespace(workdir='', out=str(tmp_path / 'out'), pool=[a, b])
     assert foretell.main(flag) == 0
     text = (tmp_path / 'out' / 'README.md').read_text()
@@ -116,7 +117,7 @@ def test_settings_are_pooled_by_pairs_within_them(tmp_path):
     assert '2 settings have 9 pairs of credits' in text
     assert 'runs of 9 differ at 5 %' in text and 'orders 3 of these alike' in text
     assert 'leaves 9 of them, 3 ordered alike' in text
-    assert 'is **0 (interval unknown)** over 2 settings' in text
+    assert 'is **0 (interval unknown)** over 2 measurements' in text
     assert '| a-1 | 3 | 3 | 3 | 3 | 3 | 3 | 1 |' in text
     assert '| b-2 | 4 | 6 | 6 | 0 | 6 | 0 | -1 |' in text
     flag.pool.append(setting(tmp_path / 'c', 'b-2', ('dense', 'sparse', 'n_2'), 1))
@@ -125,6 +126,17 @@ def test_settings_are_pooled_by_pairs_within_them(tmp_path):
     flag.pool[2] = str(tmp_path / 'none')
     with pytest.raises(FileNotFoundError, match='no .*none/heights.json; .*--norun --runs'):
         foretell.main(flag)
+
+
+def test_settings_that_share_a_measurement_count_as_one(tmp_path):
+    kinds = [('a', 1, 0.1), ('b', -1, 0.1), ('c', 1, 0.3), ('d', 1, 0.5), ('e', -1, 0.10001)]
+    pool = [setting(tmp_path / n, n, ('dense', 'sparse', 'n_2'), up, x) for n, up, x in kinds]
+    flag = types.SimpleNamespace(workdir='', out=str(tmp_path / 'out'), pool=pool)
+    assert foretell.main(flag) == 0
+    text = (tmp_path / 'out' / 'README.md').read_text()
+    assert '5 settings have 15 pairs' in text and 'over 3 measurements' in text
+    low, high = stats.ttest_1samp([-1 / 3, 1, 1], 0).confidence_interval(0.95)
+    assert f'is **{foretell.Interval(5 / 9, max(low, -1), min(high, 1))}**' in text
 
 
 def test_the_interval_over_settings_is_students():
