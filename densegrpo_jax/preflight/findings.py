@@ -8,15 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from densegrpo_jax.preflight.costs import Cost
-from densegrpo_jax.preflight.groups import Spread
+from densegrpo_jax.preflight.groups import Spread, Without
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Decided, Interval, Signals
 
 FEW = 0.05  # shares below it count as nothing
 MOST = 0.8  # a share whose whole interval is above it leaves nothing to learn
-# Groups with a spread of rewards below which no share is judged: a 0/1 reward that succeeds 4 times
-# in 100 has about 8 in 32, and 95 % intervals that hold the truth in 68 to 83 % of simulated runs.
-ENOUGH = 16
+# Groups with a spread of rewards below which no share is judged, unless nearly all have one: a 0/1
+# reward that succeeds 4 times in 100 has about 8 in 32, and 95 % intervals that hold the truth in
+# 68 to 83 % of simulated runs. Those of continuous rewards hold it with 8 groups of 8, too.
+ENOUGH, NEARLY = 16, 0.8
 # The last transition is told at a share of MOST whose interval begins above this: with 32 prompts
 # x 8 samples in 2 of 100 simulated runs where it decides 0.7, in 96 where it decides all.
 LAST = 2 / 3
@@ -36,10 +37,12 @@ class Finding(NamedTuple):
 class Images(NamedTuple):
     """Scores that are missing: `failed`, share of all images, twins and completions among them;
     `used`, share of samples with a score for each of theirs. Credit is measured on the latter.
+    `prompts`: how many were measured.
     """
 
     failed: float
     used: float
+    prompts: int
 
 
 class Price(NamedTuple):
@@ -74,13 +77,15 @@ def findings(
     decided: Decided,
     signals: Signals,
     trained: np.ndarray,
-    groups: tuple[int, int],
+    without: Without,
+    size: int,
 ) -> list[Finding]:
     """In the order in which they matter. Shares are of the variance within groups: what tells
     prompts apart is no part of an advantage.
 
     Args:
-      groups: samples of a group, as measured and as training has them.
+      without: groups that have no spread, of the size of training as far as that was measured.
+      size: samples of a group in training.
     """
     first = []
     if images.failed > FEW or images.used < 1 - FEW:
@@ -90,36 +95,36 @@ def findings(
             'with a score for every twin and completion'
         )
         first = [Finding(reason)]
-    if not math.isfinite(spread.zero.value):
+    if not math.isfinite(without.share.value):
         return [*first, Finding('no group has two samples with a score', stop=True)]
-    without = _without_spread(spread, *groups)
-    if spread.zero.low > MOST and groups[0] >= groups[1]:
-        return [*first, Finding(f'{without}. Use another reward, or other prompts', stop=True)]
+    of_spread = _of_spread(without, size)
+    if any(found.stop for found in of_spread):
+        return [*first, *of_spread]
     if not math.isfinite(decided.reward.value):
         reason = (
             'no group has two samples with a spread of rewards and all their scores: what decides '
             'the reward is unknown'
         )
-        return [*first, *_of_spread(spread, without), Finding(reason)]
-    if spread.telling < ENOUGH:
+        return [*first, *of_spread, Finding(reason)]
+    if decided.telling < ENOUGH and decided.telling < NEARLY * images.prompts:
         reason = (
-            f'{spread.telling} groups have a spread of rewards: with fewer than {ENOUGH} the '
-            'intervals of shares, signals and prices are too narrow, and no finding rests on them. '
-            'Measure more --prompts'
+            f'of {images.prompts} groups {decided.telling} have a spread of rewards and all their '
+            f'scores: with fewer than {ENOUGH} the intervals of shares, signals and prices may be '
+            'too narrow, and no finding rests on them. Measure more --prompts'
         )
-        return [*first, *_of_spread(spread, without), Finding(reason)]
+        return [*first, *of_spread, Finding(reason)]
     if decided.reward.value > 0.5:
         first = [*first, _of_noise(decided.reward)]
         if first[-1].stop:
             return first
     if decided.trained.high < 1 - MOST and decided.trained.value < FEW:  # NaN: unknown
         reason = (
-            f'the noise of the trained transitions decides {decided.trained.value:.0%} of the '
-            'variance within groups: updates would follow what they cannot change. Raise '
+            'the noise of the trained transitions decides '
+            f'{max(decided.trained.value, 0):.0%} of the variance within groups (at most '
+            f'{decided.trained.high:.0%}): updates would follow what they cannot change. Raise '
             'rollout.level, or use a reward that sees more'
         )
         return [*first, Finding(reason, stop=True)]
-    of_spread = _of_spread(spread, without)
     return [*first, *_of_last(decided, trained), *of_spread, *_of_signal(signals)]
 
 
@@ -137,21 +142,23 @@ def _of_noise(share: Interval) -> Finding:
     )
 
 
-def _without_spread(spread: Spread, measured: int, trained: int) -> str:
-    groups = 'the groups' if measured == trained else f'the groups, of {measured} samples,'
-    return f'{spread.zero.value:.0%} of {groups} have no spread of rewards and teach nothing' + (
-        f' (training has groups of {trained}, of which fewer are without: measure with '
-        f'--group={trained})'
-        if measured < trained
-        else ''
+def _of_spread(without: Without, size: int) -> list[Finding]:
+    share = without.share
+    reason = (
+        f'{share.value:.0%} of groups of {without.size} samples have no spread of rewards and '
+        'teach nothing'
     )
-
-
-def _of_spread(spread: Spread, without: str) -> list[Finding]:
-    if spread.zero.value <= 0.5:
+    if without.size >= size and share.low > MOST:
+        return [Finding(f'{reason}. Use another reward, or other prompts', stop=True)]
+    if share.value <= 0.5:
         return []
+    if without.size < size:
+        reason += (
+            f' (training has groups of {size}, of which fewer may be without: measure with '
+            f'--group={size})'
+        )
     more = 'Larger groups (rollout.group), prompts of middling difficulty or a smoother reward have'
-    return [Finding(f'{without}. {more} more')]
+    return [Finding(f'{reason}. {more} more')]
 
 
 def _of_last(decided: Decided, trained: np.ndarray) -> list[Finding]:

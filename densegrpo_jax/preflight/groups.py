@@ -1,12 +1,13 @@
-"""What the rewards of groups tell without twins: their spread, and what completions keep of it."""
+"""What the rewards of groups tell: their spread, and what completions keep of it."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from densegrpo_jax.preflight.signal import FLAT, Interval, Rewards, jackknifed, within
+from densegrpo_jax.preflight.signal import Interval, Rewards, jackknifed, rounding, within
 
 LACKS = 0.05  # of a rank correlation: a completion that lies this little below keeps the order
 
@@ -16,8 +17,7 @@ class Spread(NamedTuple):
 
     Attributes:
       deviation: standard deviation within groups.
-      zero: share of groups without any; its interval is that of Clopper and Pearson.
-      telling: number of groups with some.
+      zero: share of groups without any.
       ties: share of pairs of a group with equal rewards.
       best: mean over groups of the best reward minus the mean.
       valid: share of samples with a score.
@@ -28,31 +28,74 @@ class Spread(NamedTuple):
     ties: Interval
     best: Interval
     valid: float
-    telling: int
 
 
 def spread(terminal: np.ndarray) -> Spread:
     """Of the rewards [P, G] of samples; NaN where there is none, alone or with their twins."""
-    from scipy.stats import binomtest
-
     r = terminal
     variance = within(r, r)
     groups = np.isfinite(variance)  # with two samples at least
     pairs = np.isfinite(r[:, :, None] + r[:, None, :]) & ~np.eye(r.shape[1], dtype=bool)
-    same = (np.abs(r[:, :, None] - r[:, None, :]) < 1e-9) & pairs
+    same = (np.abs(r[:, :, None] - r[:, None, :]) <= rounding(r)) & pairs
     best = np.full(len(r), np.nan)
     best[groups] = np.nanmax(r[groups], axis=1) - np.nanmean(r[groups], axis=1)
-    zero, telling = Interval(*[float('nan')] * 3), int((variance[groups] >= FLAT).sum())
-    if groups.any():
-        flat = binomtest(int(groups.sum()) - telling, int(groups.sum()))
-        zero = Interval(flat.statistic, *map(float, flat.proportion_ci()))
 
     def of(variance, same, pairs, best):
         ties = same.sum() / max(pairs.sum(), 1)
         return np.array([np.sqrt(np.nanmean(variance)), ties, np.nanmean(best)])
 
     deviation, *others = jackknifed(of, [variance, same.sum((1, 2)), pairs.sum((1, 2)), best])
-    return Spread(deviation, zero, *others, float(np.isfinite(r).mean()), telling)
+    zero = share_without(r, r.shape[1])
+    return Spread(deviation, zero, *others, float(np.isfinite(r).mean()))
+
+
+class Without(NamedTuple):
+    """The share of groups of `size` samples that have no spread of rewards."""
+
+    size: int
+    share: Interval
+
+
+def without_spread(rewards: Rewards, noisy: np.ndarray, size: int) -> Without:
+    """Of groups of `size` samples, as training has them, or of as many as are measured.
+
+    Where it is more than a group that was measured, twins count as samples of their prompt, which
+    they are; but those of late states share much with their sample, so that such groups come out
+    rather too flat. noisy: bool [T]; only twins from there are images of their own.
+    """
+    each = rewards.terminal
+    if size > each.shape[1]:
+        each = np.concatenate([each, *rewards.twins[noisy]], axis=1)
+    return Without(min(size, each.shape[1]), share_without(each, size))
+
+
+def share_without(rewards: np.ndarray, size: int) -> Interval:
+    """Share of groups of `size` without a spread, over all choices of as many of the rewards of
+    every prompt [P, n]; of all that have a score where they are fewer, two at least.
+
+    The interval is that of Clopper and Pearson, which holds for shares of a prompt between 0 and 1
+    too: they vary less than 0 and 1 do.
+    """
+    from scipy.stats import beta
+
+    shares = np.array([_alike(row[np.isfinite(row)], size, rounding(rewards)) for row in rewards])
+    shares = shares[np.isfinite(shares)]
+    if not len(shares):
+        return Interval(*[float('nan')] * 3)
+    without, others = shares.sum(), (1 - shares).sum()
+    low = beta.ppf(0.025, without, others + 1) if without > 0 else 0.0
+    high = beta.ppf(0.975, without + 1, others) if others > 0 else 1.0
+    return Interval(float(shares.mean()), float(low), float(high))
+
+
+def _alike(values: np.ndarray, size: int, equal: float) -> float:
+    """The chance that `size` of the values, drawn without putting back, are all the same."""
+    size = min(size, len(values))
+    if size < 2:
+        return math.nan
+    ends = np.flatnonzero(np.diff(np.sort(values)) > equal)
+    counts = np.diff([0, *(ends + 1), len(values)])
+    return sum(math.comb(int(n), size) for n in counts) / math.comb(len(values), size)
 
 
 class Kept(NamedTuple):

@@ -18,7 +18,7 @@ from densegrpo_jax.search.loop import Flow, Particles, Scored, Walk
 
 class Spent(NamedTuple):
     """The cost of a batch: velocities or, times `costs.passes`, network evaluations; images; and
-    the seconds of sampling and of decoding and scoring."""
+    the seconds of sampling and of decoding and scoring those."""
 
     nfe: int = 0
     images: int = 0
@@ -109,12 +109,14 @@ def measure(
         return found
 
     def score(x0: jax.Array, alike: bool = False) -> Scored:
-        """alike: the images of a prompt are one, which is scored once."""
+        """alike: the images of a prompt are one, which is scored once; that is no measure of
+        speed, and is left out of what was spent.
+        """
         nonlocal spent
         began = time.monotonic()
         found = flow.score(x0)
-        images = x0.shape[0] * (1 if alike else x0.shape[1])
-        spent += Spent(images=images, image_s=time.monotonic() - began)
+        if not alike:
+            spent += Spent(images=x0.shape[0] * x0.shape[1], image_s=time.monotonic() - began)
         return found
 
     def reward(x0: jax.Array) -> np.ndarray:

@@ -17,6 +17,7 @@ from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.trees import json_value
 
 FILE, PAGE = 'preflight.json', 'index.html'
+SQUARES = 'squared correlation of a credit and the effect of each transition'
 
 Table = tuple[list[str], list[list[str]]]  # head and rows
 
@@ -40,7 +41,9 @@ def lines(document: dict[str, Any]) -> list[str]:
         *_of_columns(d),
         *_aligned(_credits(d)),
         'signal of each transition; a row adds up to the signal of the credit',
-        *_aligned(_parts(d, intervals=False)),
+        *_aligned(_of_steps(d, 'signal_parts', intervals=False)),
+        f'{SQUARES}: that, divided by its share of what the trained ones decide',
+        *_aligned(_of_steps(d, 'signal_squares', intervals=False)),
         *_of_branches(d),
         *_of_run(d),
         *(f'not measured: {line}' for line in d['not_measured']),
@@ -75,7 +78,15 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
             html.table(*_credits(d)),
             *paragraphs(d['not_measured']),
             html.text('p', "The signal of each transition. A row adds up to the credit's signal."),
-            html.table(*_parts(d)),
+            html.table(*_of_steps(d, 'signal_parts')),
+            html.text(
+                'p',
+                f'{SQUARES[:1].upper() + SQUARES[1:]}: the part above, divided by the share that '
+                'the transition has of what all trained ones decide; unknown where that share is '
+                "not told from 0. Divided by a credit's network evaluations, or images, it is what "
+                'each of these buys.',
+            ),
+            html.table(*_of_steps(d, 'signal_squares')),
             *paragraphs(_of_branches(d)),
             html.text('h2', 'A run of this recipe'),
             *paragraphs(_of_run(d)),
@@ -88,8 +99,11 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
 def _of_reward(d: dict) -> list[str]:
     reward, images = d['reward'], d['images']
     means = ', '.join(f'{name} {value:.4f}' for name, value in reward['scores'].items())
-    other = d['trained_group'] != d['group']
-    trained = f' (training has groups of {d["trained_group"]})' if other else ''
+    without, size = d['without_spread'], d['trained_group']
+    trained = ''
+    if size != d['group']:
+        of_size = 'measured' if without['size'] == size else f'at most {without["size"]} measured'
+        trained = f' (groups of {size}, as training has them, {of_size}: {without["share"]})'
     return [
         f'{d["prompts"]} prompts x {d["group"]} samples: reward {reward["mean"]:.4f}, spread '
         f'within groups {reward["deviation"]}; brackets are 95 % intervals over prompts',
@@ -171,10 +185,10 @@ def _credits(d: dict) -> Table:
     return [*head, 'price'], rows
 
 
-def _parts(d: dict, intervals: bool = True) -> Table:
+def _of_steps(d: dict, what: str, intervals: bool = True) -> Table:
     on = [k for k, trained in enumerate(d['trained']) if trained]
     told = str if intervals else lambda part: _number(part.value)
-    rows = [[name, *(told(parts[k]) for k in on)] for name, parts in d['signal_parts'].items()]
+    rows = [[name, *(told(parts[k]) for k in on)] for name, parts in d[what].items()]
     return ['credit', *map(str, on)], rows
 
 

@@ -102,8 +102,8 @@ def row(batch: Batch, place: int, warm: bool) -> dict[str, Any]:
 
 
 def _digits(values: np.ndarray) -> list:
-    """As JSON, with float32's digits: rewards may be small."""
-    return json_value(np.vectorize(lambda v: float(f'{v:.8g}'), otypes=[float])(values))
+    """As JSON, with the digits that tell every float32 apart."""
+    return json_value(np.vectorize(lambda v: float(f'{v:.9g}'), otypes=[float])(values))
 
 
 def joined(rows: Mapping[int, Mapping]) -> tuple[Rewards, dict[str, np.ndarray], Spent]:

@@ -24,7 +24,7 @@ from densegrpo_jax.preflight import COARSE, page
 from densegrpo_jax.preflight.costs import costs, of_branches, of_run, passes
 from densegrpo_jax.preflight.credits import candidates, not_measured, own_credit
 from densegrpo_jax.preflight.findings import Images, findings, prices
-from densegrpo_jax.preflight.groups import balance, kept, spread
+from densegrpo_jax.preflight.groups import balance, kept, spread, without_spread
 from densegrpo_jax.preflight.measure import Spent, measure, velocities
 from densegrpo_jax.preflight.record import FILE, Record, joined
 from densegrpo_jax.preflight.record import row as row_of
@@ -143,7 +143,8 @@ def _measured(
     done = np.frombuffer(communicator.exchange(done.tobytes())[0], bool)
     todo = np.flatnonzero(~done)
     key = stream_key(config.seed, STREAM_PREFLIGHT, 0)
-    keys = key_data(jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(chosen))))
+    numbers = np.arange(len(chosen) + together)  # also of the rows that fill the last batch
+    keys = key_data(jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers))
     wait = functools.partial(stop.wait, poll_seconds=1e-3)  # what it waits for is timed
     with (
         Scorer(session.reward, config.reward_workers) as scorer,
@@ -155,11 +156,13 @@ def _measured(
         for start in range(0, len(todo), together):
             new = todo[start : start + together]
             # a last batch is filled up, so that one compiled shape serves all
-            filled = np.pad(new, (0, min(together, len(todo)) - len(new)), mode='edge')
-            flow = model.flow([chosen[i] for i in filled])
+            fill = min(together, len(todo)) - len(new)
+            flow = model.flow([chosen[i] for i in [*new, *[new[-1]] * fill]])
+            # with noise of their own, as equal images would be scored once, and counted twice
+            drawn = keys[[*new, *range(len(chosen), len(chosen) + fill)]]
             pictures = int(new[0]) < SHOWN
             how = dict(shared_noise=r.shared_noise, pictures=pictures)
-            batch = measure(flow, keys[filled], group, counts, wait, **how)
+            batch = measure(flow, drawn, group, counts, wait, **how)
             warm = start > 0  # the first batch compiles
             for place, i in enumerate(new):
                 if record is not None:
@@ -186,17 +189,20 @@ def reckoned(
     known = candidates(rewards.completions) | {own: mine}
     found = signals(whole, {name: c.of(whole) for name, c in known.items()}, trained, own)
     priced = costs(config, pipeline, known, own)
-    images = Images(rewards.failed(noisy), float(np.isfinite(whole.terminal).mean()))
+    used, count = float(np.isfinite(whole.terminal).mean()), len(rewards.terminal)
+    images = Images(rewards.failed(noisy), used, count)
     one, parts, ups = spread(rewards.terminal), decided(whole, trained), balance(whole)
+    without = without_spread(rewards, noisy, config.rollout.group)
     whole_run = of_run(config, pipeline, priced[own], speed, len(checked.test), guard)
     branches = of_branches(config, pipeline)
     levels = np.where(noisy, schedule.noise_levels, 0)
-    ranks, groups = kept(whole, trained), (rewards.terminal.shape[1], config.rollout.group)
+    ranks, size = kept(whole, trained), config.rollout.group
     return {
         'label': config.label,
-        'prompts': len(rewards.terminal),
-        'group': groups[0],
-        'trained_group': groups[1],
+        'prompts': count,
+        'group': rewards.terminal.shape[1],
+        'trained_group': size,
+        'without_spread': without._asdict(),
         'shared_noise': bool(config.rollout.shared_noise),
         'reward': {
             'mean': float(np.nanmean(rewards.terminal)),
@@ -216,6 +222,7 @@ def reckoned(
         'own': own,
         'signal': found.signal,
         'signal_parts': found.parts,
+        'signal_squares': found.squares,
         'credits': [p._asdict() | {'cost': p.cost._asdict()} for p in prices(found, priced, speed)],
         'branches': None if branches is None else branches._asdict(),
         'not_measured': not_measured(config),
@@ -223,7 +230,9 @@ def reckoned(
         | {'iterations': config.iterations, 'device_hours': whole_run.hours * checked.mesh.size},
         'speed': speed._asdict(),
         'peak_gib': _peak_gib(checked.mesh),
-        'findings': [f._asdict() for f in findings(images, one, parts, found, trained, groups)],
+        'findings': [
+            f._asdict() for f in findings(images, one, parts, found, trained, without, size)
+        ],
     }
 
 

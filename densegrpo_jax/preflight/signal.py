@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-FLAT = 1e-18  # a variance of rewards below it is rounding
+_ROUNDING = 1e-9  # of the largest reward: differences below it are none
 
 
 class Rewards(NamedTuple):
@@ -104,6 +104,12 @@ class Interval(NamedTuple):
         return f'{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]'
 
 
+def rounding(rewards: np.ndarray) -> float:
+    """The difference up to which two of these rewards are equal; NaN where there is none."""
+    known = np.abs(rewards[np.isfinite(rewards)])
+    return _ROUNDING * float(known.max()) if known.size else math.nan
+
+
 def within(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[..., P] unbiased covariances within groups [..., P, G]; NaN with fewer than two samples."""
     good = np.isfinite(a) & np.isfinite(b)
@@ -125,6 +131,7 @@ class Decided(NamedTuple):
       trained: of all trained transitions together.
       last: of what those decide, the share of the last of them; NaN where it is not above 0.
       total: the total variance itself.
+      telling: number of groups with a spread of these rewards, which all shares rest on.
     """
 
     prompt: Interval
@@ -134,6 +141,7 @@ class Decided(NamedTuple):
     trained: Interval
     last: Interval
     total: float
+    telling: int
 
 
 def jackknifed(statistic: Callable[..., np.ndarray], arrays: list[np.ndarray]) -> list[Interval]:
@@ -173,14 +181,14 @@ def decided(rewards: Rewards, trained: np.ndarray | None = None) -> Decided:
     on = np.ones(rewards.steps, bool) if trained is None else trained
     means = np.where(sizes > 0, np.nansum(rewards.terminal, axis=1) / np.maximum(sizes, 1), 0)
     means = np.where(sizes > 1, means, np.nan)
-    last = int(np.flatnonzero(on)[-1])
+    last, flat = int(np.flatnonzero(on)[-1]), rounding(rewards.terminal) ** 2
 
     def shares(c, own, means, sizes):
         inner, variance = np.nanmean(c, axis=-1), np.nanmean(own)
         between = np.nanvar(means, ddof=1) - np.nanmean(own / np.maximum(sizes, 1))
         between, steps = max(float(between), 0.0), np.diff(inner)
         parts = np.array([inner[0], variance - inner[-1], steps[on].sum(), *steps])
-        parts = parts / variance if variance > FLAT else np.full_like(parts, np.nan)
+        parts = parts / variance if variance > flat else np.full_like(parts, np.nan)
         parts[np.abs(parts) < 1e-9] = 0  # rounding
         _, _, together, *each = parts
         of_last = each[last] / together if together > 0 else np.nan
@@ -188,7 +196,8 @@ def decided(rewards: Rewards, trained: np.ndarray | None = None) -> Decided:
 
     found = jackknifed(shares, [c, own, means, sizes.astype(float)])
     prompt, noise, reward, together, *steps, of_last, total = found
-    return Decided(prompt, noise, steps, reward, together, of_last, total.value)
+    telling = int((own > flat).sum())
+    return Decided(prompt, noise, steps, reward, together, of_last, total.value, telling)
 
 
 class Signals(NamedTuple):
@@ -198,12 +207,16 @@ class Signals(NamedTuple):
       ratio: signal / signal of the credit `of`; NaN where the latter is not told from 0.
       parts: the terms of the sum that the signal is, one of each of T transitions; 0 where none is
         trained.
+      squares: the squared correlation of the credit and the effect of each of T transitions: a part
+        by the transition's share of what all trained ones decide. NaN where it is not trained, or
+        where what it decides is not told from 0.
     """
 
     of: str
     signal: dict[str, Interval]
     ratio: dict[str, Interval]
     parts: dict[str, list[Interval]]
+    squares: dict[str, list[Interval]]
 
 
 def signals(
@@ -223,7 +236,8 @@ def signals(
     # [C, T, P]
     covered = np.stack([within(a, following - rewards.twins) for a in credits.values()])
     spread = np.stack([within(a, a) for a in credits.values()])
-    own = [*credits].index(of)
+    own, steps = [*credits].index(of), rewards.steps
+    flat = rounding(rewards.terminal) ** 2
 
     def square(x):
         x, count = np.where(np.isfinite(x), x, 0), np.isfinite(x).sum(-1)
@@ -231,23 +245,30 @@ def signals(
         return pairs / np.maximum(count * (count - 1), 1)
 
     def of_prompts(c, covered, spread):
-        effect = np.diff(np.nanmean(c[:, 0], -1))
-        total = np.where(trained, effect, 0).sum()
-        inner = np.nanmean(spread, -1)
-        usable = trained & (inner > FLAT)
+        effect = np.where(trained, np.diff(np.nanmean(c[:, 0], -1)), 0)
+        total, inner = effect.sum(), np.nanmean(spread, -1)
+        usable = trained & (inner > flat)
         found = np.where(usable, square(covered) / np.where(usable, inner, 1), 0)  # [C, T]
         terms = found / total if total > 0 else np.full_like(found, np.nan)  # no effect, no signal
         value = terms.sum(-1)
-        return np.stack([value, np.log(value / value[own]), *terms.T])  # [2 + T, C]
+        each = np.broadcast_to(effect, found.shape)
+        rows = [value, np.log(value / value[own]), *terms.T, *(found / each).T, *each.T]
+        return np.stack(rows)  # [2 + 3 T, C]
 
     found = jackknifed(lambda *a: of_prompts(*a).ravel(), [c, covered, spread])
     rows = (found[i : i + len(credits)] for i in range(0, len(found), len(credits)))
-    signal, logs, *terms = (dict(zip(credits, row)) for row in rows)
-    parts = {name: [of_step[name] for of_step in terms] for name in credits}
-    told = lambda n: signal[of].low > 0 and signal[n].value > 0 and np.isfinite(logs[n]).all()
+    signal, logs, *of_steps = (dict(zip(credits, row)) for row in rows)
+    terms, squares, effects = (of_steps[i : i + steps] for i in range(0, 3 * steps, steps))
     unknown = Interval(*[float('nan')] * 3)
-    ratio = {n: Interval(*np.exp(logs[n])) if told(n) else unknown for n in credits}
-    return Signals(of, signal, ratio, parts)
+    if_told = lambda square, effect: square if effect.low > 0 else unknown
+    told = lambda n: signal[of].low > 0 and signal[n].value > 0 and np.isfinite(logs[n]).all()
+    return Signals(
+        of,
+        signal,
+        {n: Interval(*np.exp(logs[n])) if told(n) else unknown for n in credits},
+        {n: [term[n] for term in terms] for n in credits},
+        {n: [if_told(q[n], e[n]) for q, e in zip(squares, effects)] for n in credits},
+    )
 
 
 def jackknife(value: float, left_out: np.ndarray) -> Interval:

@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from densegrpo_jax.preflight.costs import Cost
 from densegrpo_jax.preflight.findings import ENOUGH, MOST, Images, _of_last, findings, prices
-from densegrpo_jax.preflight.groups import spread
+from densegrpo_jax.preflight.groups import share_without, spread, without_spread
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Rewards, decided, signals
 from tests.preflight.planted import G, P, T, credits_of, planted
@@ -20,9 +21,10 @@ def found_in(rewards, own='dense', trained=(True,) * T, group=G):
     """Findings of raw rewards; `group`: of training."""
     whole, trained = rewards.whole(), np.array(trained)
     found = signals(whole, credits_of(whole), trained, own)
-    images = Images(rewards.failed(trained), np.isfinite(whole.terminal).mean())
-    parts, groups = decided(whole, trained), (rewards.terminal.shape[1], group)
-    return findings(images, spread(rewards.terminal), parts, found, trained, groups)
+    used, prompts = np.isfinite(whole.terminal).mean(), len(rewards.terminal)
+    images, one = Images(rewards.failed(trained), used, prompts), spread(rewards.terminal)
+    without = without_spread(rewards, trained, group)
+    return findings(images, one, decided(whole, trained), found, trained, without, group)
 
 
 def test_a_price_is_seconds_by_signal():
@@ -45,7 +47,7 @@ def test_a_reward_that_several_steps_decide_has_no_findings_and_no_advice(error)
 
 def test_only_the_prompt_matters():
     found = found_in(planted((0.0,) * T, first=0.0))
-    assert found[-1].stop and '100% of the groups have no spread' in found[-1].reason
+    assert found[-1].stop and f'100% of groups of {G} samples have no spread' in found[-1].reason
 
 
 def test_only_the_first_noise_matters():
@@ -61,21 +63,62 @@ def test_few_prompts_do_not_say_that_nothing_is_decided(prompts):
         assert not [f for f in found_in(rewards) if f.stop]
 
 
-def test_a_constant_reward_stops():
-    same = lambda *shape: np.ones((*shape, P, G))
-    found = found_in(Rewards(same(), same(), same(T), {0: same(T), 1: same(T)}, same(T + 1)))
-    assert found[-1].stop
+@pytest.mark.parametrize('group', [2, G, 24])
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_a_constant_reward_stops(group, value):
+    same = lambda *shape: np.full((*shape, 32, G), value)
+    rewards = Rewards(same(), same(), same(T), {0: same(T), 1: same(T)}, same(T + 1))
+    found = found_in(rewards, group=group)
+    assert found[-1].stop and f'100% of groups of {group} samples' in found[-1].reason
+
+
+def hits(chance, prompts=P):
+    """A reward of 0 or 1 of which nothing is decided before the end."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: (rng.random((*shape, prompts, G)) < chance).astype(float)
+    terminal = draw()
+    return Rewards(terminal, terminal, draw(T), {0: draw(T), 1: draw(T)}, draw(T + 1))
 
 
 def test_groups_smaller_than_those_of_training_do_not_stop_it():
-    """A reward of 0 or 1 that succeeds once in 100 times: groups of 96 mostly have a spread."""
-    rng = np.random.default_rng(0)
-    hits = lambda *shape: (rng.random((*shape, P, G)) < 0.01).astype(float)
-    rewards = Rewards(hits(), hits(), hits(T), {0: hits(T), 1: hits(T)}, hits(T + 1))
+    """Successes of 1 in 100: groups of 96 mostly have a spread. 8 samples have 32 twins."""
+    rewards = hits(0.01)
     assert found_in(rewards)[-1].stop
     found = found_in(rewards, group=96)
     assert not any(f.stop for f in found) and '--group=96' in found[0].reason
-    assert 'of 8 samples' in found[0].reason
+    assert 'of groups of 40 samples' in found[0].reason
+    found = found_in(rewards, group=24)  # 0.99^24 = 0.79
+    assert not any(f.stop for f in found) and 'of groups of 24 samples' in found[0].reason
+
+
+@pytest.mark.parametrize('size', [2, 5, 8, 24])
+def test_groups_of_the_size_of_training_are_judged(size):
+    rewards = hits(0.1)
+    found = without_spread(rewards, np.ones(T, bool), size)
+    assert found.size == size and found.share.low < 0.9**size + 0.1**size < found.share.high
+    said = [f.reason for f in found_in(rewards, group=size) if 'no spread' in f.reason]
+    assert bool(said) == (size < 8)
+
+
+def test_the_share_without_a_spread_is_that_of_all_choices():
+    rewards = np.array([[1, 1, 2, 1, np.nan], [0.3, 0.3, 0.3, 0.3, 0.3], [np.nan] * 4 + [1]])
+    found = share_without(rewards, 3)  # one choice of four, all, and no group
+    assert found.value == pytest.approx((1 / 4 + 1) / 2) and 0 < found.low < found.high < 1
+    of_all = share_without(rewards, 5)
+    assert of_all.value == 0.5
+    assert of_all[1:] == pytest.approx(binomtest(1, 2).proportion_ci(), abs=1e-9)
+
+
+@pytest.mark.parametrize('scale', [1e-12, 1e12])
+def test_the_scale_of_a_reward_changes_nothing(scale):
+    rewards = planted(prompts=32)
+    times = lambda a: scale * a
+    scaled = Rewards(
+        *map(times, (rewards.terminal, rewards.again, rewards.twins)),
+        {n: times(a) for n, a in rewards.completions.items()},
+        rewards.similarity,
+    )
+    assert found_in(scaled) == found_in(rewards)
 
 
 def test_images_without_a_score_are_told():
@@ -179,12 +222,33 @@ def test_few_groups_with_a_spread_tell_nothing_of_shares():
             {n: a * keep for n, a in rare.completions.items()},
             rare.similarity,
         )
-        telling = spread(rare.terminal).telling
+        telling = decided(rare.whole()).telling
         found = found_in(rare, trained=(True,) * 3)
         assert telling == (np.ptp(rare.terminal, axis=1) > 0).sum()
         if telling < ENOUGH:
-            assert found[-1].reason.startswith(f'{telling} groups have a spread')
+            assert found[-1].reason.startswith(f'of 32 groups {telling} have a spread')
             assert not any('last one decides' in f.reason or f.stop for f in found)
+
+
+def test_failed_scores_leave_too_few_groups():
+    """One image in ten without a score: few of 32 groups have two whole samples."""
+    for seed in range(20):
+        rewards = planted((0.2 / 6,) * 6, first=0.8, seed=seed, prompts=32)
+        rng = np.random.default_rng(seed)
+        lost = lambda a: np.where(rng.random(a.shape) < 0.1, np.nan, a)
+        rewards = rewards._replace(
+            twins=lost(rewards.twins),
+            completions={n: lost(a) for n, a in rewards.completions.items()},
+        )
+        telling = decided(rewards.whole()).telling
+        found = found_in(rewards, trained=(True,) * 6)
+        assert telling < ENOUGH and not any(f.stop for f in found)
+        assert found[-1].reason.startswith(f'of 32 groups {telling} have a spread')
+
+
+def test_few_groups_that_all_have_a_spread_are_judged():
+    found = found_in(planted((0.0,) * T, first=1.0, prompts=12))
+    assert found[-1].stop and 'decides 0% of the variance' in found[-1].reason
 
 
 def last_told(variances, prompts, seeds):

@@ -82,7 +82,11 @@ def test_velocities_are_those_that_were_counted():
     assert found.spent.nfe == len(flow.velocity.rows) == 2 * 3 * expected
     # samples, once more, twins but of the last transition, which adds no noise, and three kinds of
     # completions, of which two are one where two steps are left, and all are one before the end
-    assert found.spent.images == 2 * 3 * (1 + 1 + 4 + 3 * 3 + 2 + 1)
+    images = 2 * 3 * (1 + 1 + 4 + 3 * 3 + 2 + 1)
+    assert found.spent.images == images
+    # with one first noise the completions of state 0 are scored once per prompt, and not counted
+    alike = measure(gaussian_flow(5), prompt_keys(2), 3, (0, 2, 1), shared_noise=True).spent
+    assert alike.images == images - 3 * 2 * 3
 
 
 def test_completions_of_equally_many_steps_are_one():

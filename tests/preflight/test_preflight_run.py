@@ -81,15 +81,16 @@ def test_a_preflight_from_model_to_page(config, tmp_path, monkeypatch):
     assert found['reward']['scores'].keys() == {'total', 'brightness'}
     document = json.loads((tmp_path / 'a' / 'preflight.json').read_text())
     assert len(document['decided']['steps']) == 3 and document['prompts'] == 4
-    assert document['images'] == {'failed': 0, 'used': 1}
+    assert document['images'] == {'failed': 0, 'used': 1, 'prompts': 4}
     levels, moved = np.array(document['noise_levels']), np.array(document['calibrated_once'])
     assert set(np.round(np.abs(np.log(moved[:2] / levels[:2])), 6)) <= {0.05, 0}
     assert levels[2] == moved[2] == 0
     shown = (tmp_path / 'a' / 'index.html').read_text()
     assert '<script' not in shown and 'images/path_000.png' in shown
     told = '\n'.join(page.lines(found))
-    for words in ('signal / NFE', 'recipe, z = 1', 'rank, n = t', 'peak memory',
-                  'not counted: compilation', 'not advice'):  # fmt: skip
+    for words in ('signal / NFE', 'squared correlation of a credit and', 'recipe, z = 1',
+                  'rank, n = t', 'peak memory', 'not counted: compilation', 'not advice'
+                  ):  # fmt: skip
         assert words in told
         assert words in shown.lower() or words in shown
     assert (tmp_path / 'a' / 'images' / 'group_003.png').exists()

@@ -60,9 +60,19 @@ def test_the_signal_of_each_credit_is_that_of_its_formula():
     of_steps = d / d.sum()  # dense credit is the effect itself: a part of each step's share
     for part, share in zip(found.parts['dense'], of_steps):
         assert part.low <= share <= part.high
+    for name, spreads in {'sparse': first + d.sum(), 'dense': d, 'dense 1': d + errors}.items():
+        for square, value in zip(found.squares[name], np.broadcast_to(d / spreads, T)):
+            assert square.low <= value <= square.high, (name, square, value)
     assert found.ratio['sparse'] == pytest.approx((1, 1, 1))
     ratio = found.ratio['dense']
     assert ratio.low <= 1 / want['sparse'] <= ratio.high and ratio.low > 1
+
+
+def test_a_transition_that_decides_nothing_has_no_correlation():
+    rewards, trained = planted((0.0, 0.3, 0.0, 1.0)), np.array([True, True, True, False])
+    found = signals(rewards, credits_of(rewards), trained, 'dense').squares['dense']
+    assert [np.isfinite(square.value) for square in found] == [False, True, False, False]
+    assert found[1].value == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize('only', range(T))
